@@ -1,0 +1,189 @@
+"""A simulated perturbation screen with a known truth: the embedded default of the main job.
+
+The world: raw counts of cells from several cell types, batches and perturbations. A perturbation drives a few
+gene programs; every cell type answers with programs of its own (gated and rewired); every batch carries a hidden
+factor that scales and bends the response. One condition (cell type, perturbation) therefore has a whole family of
+response distributions, one for each batch, which is the situation that PerturbDiff is made for. Inside a
+population some cells do not respond, programs fluctuate, library sizes spread and small counts drop out.
+
+The model, for cell i of (cell type c, batch b, perturbation p) and gene g:
+
+    z_i      = e_i * R[c, b, p] + xi_i                    program activity [K], e_i in [0, 1] the cell's response
+    rate_ig  = share of exp(base[c, g] + shift[b, g] + z_i . loading[:, g])
+    count_ig ~ NegativeBinomial(mean = library_i * rate_ig, dispersion_g), then dropout exp(-decay * mean)
+
+It must not know the store, the split or the model: it writes an ordinary h5ad like any user's.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from perturbdiff_jax.errors import RequestError
+
+CONTROL = "control"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SimulateOptions:
+    """Size and strength of the simulated screen; the defaults are the quickstart's world."""
+
+    cell_types: int = 3
+    batches: int = 4
+    perturbations: int = 24
+    genes: int = 500
+    programs: int = 16
+    cells_per_group: int = 64  # mean; group sizes vary as in real screens
+    controls_per_context: int = 160
+    library_size: float = 1500.0  # median UMIs per cell over the simulated genes
+    effect: float = 1.0  # multiplies every log fold change; 0 is a screen without any response
+    hidden: float = 0.5  # strength of the hidden batch factor; 0 makes all batches respond alike
+    seed: int = 0
+
+    def __post_init__(self):
+        """Refuses sizes that make no screen."""
+        for name in ("cell_types", "batches", "perturbations", "genes", "programs", "cells_per_group"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"simulate.{name}={getattr(self, name)}: must be at least 1.")
+        if self.controls_per_context < 2:
+            raise RequestError(
+                f"simulate.controls_per_context={self.controls_per_context}: must be at least 2."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+    """What the simulator knows: expected shares of expression before sampling noise.
+
+    Attributes:
+      rate: [C, N, P + 1, G] float64, expected share of each gene for a fully responding cell without program
+        noise, by (cell type, batch, perturbation); index 0 of the perturbations is the control. Rows sum to 1.
+      response: [C, N, P, K] program activity R[c, b, p] of a fully responding cell.
+      loading: [K, G] program loadings, natural-log units.
+    """
+
+    rate: np.ndarray
+    response: np.ndarray
+    loading: np.ndarray
+
+
+def _programs(rng: np.random.Generator, options: SimulateOptions) -> np.ndarray:
+    """Sparse signed loadings [K, G]: each program moves about 6 % of the genes, three quarters of them upwards."""
+    shape = (options.programs, options.genes)
+    member = rng.random(shape) < 0.06
+    sign = np.where(rng.random(shape) < 0.75, 1.0, -1.0)
+    return member * sign * rng.lognormal(np.log(1.4), 0.3, shape)
+
+
+def _responses(rng: np.random.Generator, options: SimulateOptions) -> np.ndarray:
+    """Program activities R [C, N, P, K]: drive of the perturbation, wiring of the cell type, bend of the batch."""
+    c, n, p, k = options.cell_types, options.batches, options.perturbations, options.programs
+    # Each perturbation drives two or three programs; strengths spread so that some conditions are weak.
+    drive = np.zeros((p, k))
+    for row in range(p):
+        chosen = rng.choice(k, size=min(k, int(rng.integers(2, 4))), replace=False)
+        drive[row, chosen] = rng.choice([-1.0, 1.0], size=len(chosen), p=[0.3, 0.7])
+    drive *= rng.lognormal(0.0, 0.4, (p, 1))
+    # A cell type lacks some receptors (gate 0), differs in sensitivity, and routes part of a signal elsewhere.
+    gate = (rng.random((c, k)) < 0.75) * rng.lognormal(0.0, 0.3, (c, k))
+    route = rng.normal(0.0, 1.0, (c, k, k)) * (rng.random((c, k, k)) < 1.5 / k) * 0.7
+    wired = np.einsum("pk,ck->cpk", drive, gate) + np.einsum("pj,cjk->cpk", drive, route)
+    # The hidden factor: an overall scale, a program-wise bend, and saturation that differs between batches.
+    scale = np.exp(options.hidden * rng.uniform(-0.8, 0.8, n))
+    bend = 1.0 + options.hidden * rng.uniform(-0.8, 0.8, (n, k))
+    knee = 1.0 + options.hidden * rng.uniform(0.0, 2.0, n)
+    bent = scale[None, :, None, None] * bend[None, :, None, :] * wired[:, None]
+    saturated = bent / (1.0 + np.abs(bent) / (2.5 * knee[None, :, None, None]))
+    return options.effect * saturated
+
+
+def _shares(log_rate: np.ndarray) -> np.ndarray:
+    """Turns log rates [..., G] into shares that sum to 1 over genes."""
+    rate = np.exp(log_rate - log_rate.max(axis=-1, keepdims=True))
+    return rate / rate.sum(axis=-1, keepdims=True)
+
+
+def _group_counts(
+    rng: np.random.Generator,
+    log_base: np.ndarray,
+    response: np.ndarray | None,
+    loading: np.ndarray,
+    dispersion: np.ndarray,
+    depth: float,
+    cells: int,
+) -> np.ndarray:
+    """Raw counts [cells, G] of one group; `response` None for control cells."""
+    k = loading.shape[0]
+    activity = rng.normal(0.0, 0.25, (cells, k))
+    if response is not None:
+        # About one cell in eight ignores the perturbation, the others respond to a varying degree.
+        degree = rng.beta(6.0, 1.5, cells) * (rng.random(cells) > 0.12)
+        activity = activity + degree[:, None] * response
+    mean = _shares(log_base + activity @ loading) * rng.lognormal(np.log(depth), 0.35, (cells, 1))
+    shape = 1.0 / dispersion
+    counts = rng.poisson(rng.gamma(shape, mean / shape))
+    kept = rng.random(counts.shape) > 0.3 * np.exp(-1.5 * mean)
+    counts = counts * kept
+    # A droplet without any molecule is never called a cell: give it one molecule of its commonest gene.
+    empty = counts.sum(axis=1) == 0
+    counts[empty, mean.argmax(axis=1)[empty]] = 1
+    return counts
+
+
+def simulate(options: SimulateOptions) -> tuple[anndata.AnnData, Truth]:
+    """Draws the screen; the same options give the same cells.
+
+    Returns:
+      An AnnData with X = raw counts (CSR float32, [cells, G]) and obs columns `perturbation` (label `control` for
+      unperturbed cells), `cell_type`, `batch`; and the truth behind it.
+    """
+    rng = np.random.default_rng(options.seed)
+    c, n, p, g = options.cell_types, options.batches, options.perturbations, options.genes
+    loading = _programs(rng, options)
+    response = _responses(rng, options)
+    base = rng.normal(0.0, 1.1, g) + rng.normal(0.0, 0.8, (c, g)) * (rng.random((c, g)) < 0.25)
+    shift = rng.normal(0.0, 0.12, (n, g))
+    dispersion = rng.lognormal(np.log(0.25), 0.4, g)
+    depth = options.library_size * rng.lognormal(0.0, 0.15, n)
+    log_base = base[:, None, :] + shift[None, :, :]  # [C, N, G]
+
+    names = [CONTROL] + [f"P{i + 1:02d}" for i in range(p)]
+    blocks, labels = [], []
+    for i in range(c):
+        for j in range(n):
+            sizes = np.maximum(8, rng.lognormal(np.log(options.cells_per_group), 0.3, p + 1).astype(int))
+            sizes[0] = options.controls_per_context
+            for q, cells in enumerate(sizes):
+                effect = None if q == 0 else response[i, j, q - 1]
+                counts = _group_counts(rng, log_base[i, j], effect, loading, dispersion, depth[j], cells)
+                blocks.append(sp.csr_matrix(counts, dtype=np.float32))
+                labels += [(names[q], f"T{i + 1}", f"B{j + 1}")] * cells
+
+    # Cells of a real file come in no useful order; neither do these.
+    order = rng.permutation(len(labels))
+    obs = pd.DataFrame(labels, columns=["perturbation", "cell_type", "batch"]).iloc[order]
+    obs.index = [f"cell{i:06d}" for i in range(len(order))]
+    adata = anndata.AnnData(
+        X=sp.vstack(blocks, format="csr")[order],
+        obs=obs.astype("category"),
+        var=pd.DataFrame(index=[f"GENE{i + 1:04d}" for i in range(g)]),
+    )
+    activity = np.concatenate([np.zeros((c, n, 1, options.programs)), response], axis=2)
+    rate = _shares(log_base[:, :, None, :] + activity @ loading)
+    return adata, Truth(rate=rate, response=response, loading=loading)
+
+
+def write_simulated(options: SimulateOptions, path: str | Path) -> Path:
+    """Simulates and writes the h5ad (aside, then renamed, so that a broken run leaves no half file)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    adata, _ = simulate(options)
+    partial = path.with_name(path.name + ".partial")
+    adata.write_h5ad(partial, compression="gzip")
+    os.replace(partial, path)
+    return path
