@@ -1,0 +1,142 @@
+"""Layers of the denoiser: time features, modulation, the input layer, self-attention over cells, the MLP.
+
+They know arrays only: no diffusion, no data, and they draw nothing. Initialisers follow method 4: Xavier-uniform
+linears with zero bias, normal(0.02) in the time MLP, zero modulation so that every block starts as the identity.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+XAVIER = nn.initializers.xavier_uniform()
+TIME_FEATURES = 256
+NORM_EPS = 1e-6
+
+
+def time_features(t: jax.Array) -> jax.Array:
+    """Sinusoidal features [..., 256] of integer timesteps [...]: cosines first, then sines, max period 10000.
+
+    The frequency table is formed in float32 (float64 would move features by up to 9e-5 at t = 999).
+    """
+    half = TIME_FEATURES // 2
+    exponent = np.float32(-np.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    angle = t.astype(jnp.float32)[..., None] * np.exp(exponent)
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    """`x * (1 + scale) + shift`; shift and scale are [B, 1, D] (one per set) or [B, S, D] (one per cell)."""
+    return x * (1.0 + scale) + shift
+
+
+def layer_norm(x: jax.Array) -> jax.Array:
+    """Layer norm over features without affine parameters, statistics in float32, eps 1e-6."""
+    wide = x.astype(jnp.float32)
+    centred = wide - wide.mean(axis=-1, keepdims=True)
+    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + NORM_EPS)).astype(x.dtype)
+
+
+class Linear(nn.Module):
+    """Dense layer with Xavier-uniform kernel and zero bias."""
+
+    features: int
+    zero: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., in] to [..., features]."""
+        kernel_init = nn.initializers.zeros_init() if self.zero else XAVIER
+        return nn.Dense(self.features, kernel_init=kernel_init, dtype=self.dtype, name="linear")(x)
+
+
+class Modulation(nn.Module):
+    """`SiLU -> Linear(D, parts * D)` of the conditioning, zero at the start; returns `parts` arrays."""
+
+    width: int
+    parts: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, c: jax.Array) -> list[jax.Array]:
+        """Maps c [B, 1 or S, D] to a list of `parts` arrays of the same shape."""
+        out = Linear(self.parts * self.width, zero=True, dtype=self.dtype, name="to_parts")(nn.silu(c))
+        return jnp.split(out, self.parts, axis=-1)
+
+
+class CellEmbedder(nn.Module):
+    """Linear(2G, D) on `[x, second]`; a missing second half (all zeros) is never multiplied."""
+
+    width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, second: jax.Array | None = None) -> jax.Array:
+        """Maps x [B, S, G] (and second [B, S, G]) to tokens [B, S, D]."""
+        genes = x.shape[-1]
+        kernel = self.param("kernel", XAVIER, (2 * genes, self.width), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.width,), jnp.float32)
+        kernel = kernel.astype(self.dtype)
+        out = x.astype(self.dtype) @ kernel[:genes]
+        if second is not None:
+            out = out + second.astype(self.dtype) @ kernel[genes:]
+        return out + bias.astype(self.dtype)
+
+
+class TimeEmbedder(nn.Module):
+    """Sinusoid of 256 -> Linear -> SiLU -> Linear, both D wide, normal(0.02) kernels."""
+
+    width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, t: jax.Array) -> jax.Array:
+        """Maps integer t [B] to [B, D]."""
+        init = nn.initializers.normal(0.02)
+        hidden = nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="hidden")(time_features(t))
+        return nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="out")(nn.silu(hidden))
+
+
+class Mlp(nn.Module):
+    """Linear -> GELU (tanh form) -> Linear."""
+
+    width: int
+    ratio: int = 4
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, S, D] to [B, S, D]."""
+        hidden = Linear(self.ratio * self.width, dtype=self.dtype, name="hidden")(x)
+        return Linear(self.width, dtype=self.dtype, name="out")(nn.gelu(hidden, approximate=True))
+
+
+class RmsNorm(nn.Module):
+    """`x / sqrt(mean(x^2) + 1e-6) * weight` over the last axis, statistics in float32."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., d] to [..., d]."""
+        weight = self.param("weight", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
+        wide = x.astype(jnp.float32)
+        scale = jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + NORM_EPS)
+        return (wide * scale * weight).astype(x.dtype)
+
+
+class CellAttention(nn.Module):
+    """Self-attention over the S cells of a set with RMS-normed queries and keys; no position: a set has no order."""
+
+    heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, S, E] to [B, S, E]; E is 2D here because both streams share a token."""
+        width = x.shape[-1]
+        qkv = Linear(3 * width, dtype=self.dtype, name="qkv")(x)
+        qkv = qkv.reshape(*x.shape[:-1], 3, self.heads, width // self.heads)
+        q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+        out = nn.dot_product_attention(RmsNorm(name="q_norm")(q), RmsNorm(name="k_norm")(k), v)
+        return Linear(width, dtype=self.dtype, name="out")(out.reshape(x.shape))

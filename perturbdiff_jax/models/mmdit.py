@@ -1,0 +1,193 @@
+"""The denoiser: an MM-DiT over sets of cells (method 4). One pass maps noisy cells to an estimate of x0.
+
+Two streams, perturbed `x` and control `u`, share one self-attention: cell i of both is one token of width 2D. Time
+and covariates enter as modulation only. The module knows no diffusion: how `xt` was made and what is done with the
+estimate is diffusion/'s business. The released network's unused parts (control head) do not exist; the last
+block's control output is unused, so the compiler drops its control MLP.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from perturbdiff_jax.errors import RequestError
+from perturbdiff_jax.models.covariates import CovariateEncoder
+from perturbdiff_jax.models.layers import (
+    CellAttention,
+    CellEmbedder,
+    Linear,
+    Mlp,
+    Modulation,
+    TimeEmbedder,
+    layer_norm,
+    modulate,
+)
+
+ANCHORS = ("none", "control_mean", "control_cell", "gated", "scaled")
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Shape of the network; the defaults are the released full-size model (104 M parameters at 2,000 genes)."""
+
+    width: int = 512
+    depth: int = 8
+    heads: int = 8
+    mlp_ratio: int = 4
+    covariate_width: int = 128
+    norm_of_block_input: bool = True  # released order; False = the textbook order (norm after the residual)
+    anchor: str = "none"  # what the output is added to before the ReLU; released: nothing
+    remat: bool = False  # recompute block activations in the backward pass (memory for time)
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        """Refuses values that make no network."""
+        if 2 * self.width % self.heads:
+            raise RequestError(
+                f"model.heads={self.heads}: must divide twice model.width={self.width} (both streams share heads)."
+            )
+        if self.anchor not in ANCHORS:
+            raise RequestError(f"model.anchor={self.anchor!r}: allowed are {', '.join(ANCHORS)}.")
+        if self.dtype not in DTYPES:
+            raise RequestError(f"model.dtype={self.dtype!r}: allowed are {', '.join(DTYPES)}.")
+        if min(self.width, self.depth, self.heads, self.mlp_ratio, self.covariate_width) < 1:
+            raise RequestError(
+                "model: width, depth, heads, mlp_ratio and covariate_width must be at least 1."
+            )
+
+
+class Block(nn.Module):
+    """One MM-DiT block on (x, u); both sublayers read the norm of the block's input, as released."""
+
+    width: int
+    heads: int
+    mlp_ratio: int
+    norm_of_block_input: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, streams: tuple[jax.Array, jax.Array], c: jax.Array):
+        """Maps ((x, u) [B, S, D] each, c [B, 1 or S, D]) to the next (x, u); second value None (for scan)."""
+        x, u = streams
+        parts = [
+            Modulation(self.width, 6, dtype=self.dtype, name=name)(c) for name in ("modulate_x", "modulate_u")
+        ]
+        normed = [layer_norm(x), layer_norm(u)]
+        joint = jnp.concatenate([modulate(n, p[0], p[1]) for n, p in zip(normed, parts)], axis=-1)
+        attended = CellAttention(self.heads, dtype=self.dtype, name="attention")(joint)
+        out = []
+        for stream, norm, part, delta, name in zip(
+            (x, u), normed, parts, jnp.split(attended, 2, axis=-1), ("mlp_x", "mlp_u")
+        ):
+            stream = stream + part[2] * delta
+            if not self.norm_of_block_input:
+                norm = layer_norm(stream)
+            mlp = Mlp(self.width, self.mlp_ratio, dtype=self.dtype, name=name)
+            out.append(stream + part[5] * mlp(modulate(norm, part[3], part[4])))
+        return tuple(out), None
+
+
+class Head(nn.Module):
+    """`mod(LN(x))` -> Linear(D, G); the linear is not zeroed because x0 is read through a ReLU."""
+
+    width: int
+    genes: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
+        """Maps x [B, S, D] to expression before the ReLU [B, S, G], float32."""
+        shift, scale = Modulation(self.width, 2, dtype=self.dtype, name="modulate")(c)
+        normed = modulate(layer_norm(x), shift, scale)
+        return Linear(self.genes, dtype=self.dtype, name="out")(normed).astype(jnp.float32)
+
+
+class Denoiser(nn.Module):
+    """x0 estimate of a set of noisy cells given time, control cells and covariates."""
+
+    options: ModelOptions
+    genes: int
+    perturbations: int
+    cell_types: int
+    batches: int
+
+    @nn.compact
+    def __call__(
+        self,
+        xt: jax.Array,
+        t: jax.Array,
+        control: jax.Array,
+        perturbation: jax.Array,
+        cell_type: jax.Array,
+        batch: jax.Array,
+        drop: jax.Array | bool = False,
+        self_condition: jax.Array | None = None,
+    ) -> jax.Array:
+        """One pass of the network.
+
+        Args:
+          xt: [B, S, G] noisy perturbed cells.
+          t: [B] int timestep of each set.
+          control: [B, S, G] clean control cells (zeros when they are dropped).
+          perturbation, cell_type, batch: int codes [B] or, for sets that mix batches, [B, S].
+          drop: bool or [B] bool; True replaces the covariate embedding by the learned null vector (unconditional).
+          self_condition: [B, S, G] previous x0 estimate, None for zeros.
+
+        Returns:
+          [B, S, G] float32 estimate of x0, not negative.
+        """
+        opts = self.options
+        dtype = DTYPES[opts.dtype]
+        width = opts.width
+        gene_vector = self.param("gene_vector", nn.initializers.normal(1.0), (width,), jnp.float32)
+        x = CellEmbedder(width, dtype=dtype, name="embed_perturbed")(xt, self_condition)
+        u = CellEmbedder(width, dtype=dtype, name="embed_control")(control)
+        x, u = x + gene_vector.astype(dtype), u + gene_vector.astype(dtype)
+
+        if (
+            perturbation.ndim == 1
+        ):  # one set of codes for each set of cells: modulation is computed once per set
+            perturbation, cell_type, batch = (code[:, None] for code in (perturbation, cell_type, batch))
+        covariates = CovariateEncoder(
+            perturbations=self.perturbations,
+            cell_types=self.cell_types,
+            batches=self.batches,
+            genes=self.genes,
+            width=opts.covariate_width,
+            dtype=dtype,
+            name="covariates",
+        )(perturbation, cell_type, batch)
+        condition = Linear(width, dtype=dtype, name="condition")(nn.silu(covariates))
+        null = self.param("null_condition", nn.initializers.normal(1.0), (width,), jnp.float32).astype(dtype)
+        dropped = jnp.broadcast_to(jnp.asarray(drop), t.shape)[:, None, None]
+        c = TimeEmbedder(width, dtype=dtype, name="time")(t)[:, None] + jnp.where(dropped, null, condition)
+
+        arguments = (width, opts.heads, opts.mlp_ratio, opts.norm_of_block_input, dtype)
+        block = nn.remat(Block, prevent_cse=False) if opts.remat else Block
+        streams = (x, u)
+        if opts.depth > 1:
+            stacked = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=nn.broadcast,
+                length=opts.depth - 1,
+            )
+            streams, _ = stacked(*arguments, name="blocks")(streams, c)
+        # Outside the scan, so that the unused control output of the last block costs nothing.
+        (x, _), _ = block(*arguments, name="last_block")(streams, c)
+        out = Head(width, self.genes, dtype, name="head")(x, c)
+        if opts.anchor == "control_mean":
+            out = out + control.mean(axis=1, keepdims=True)
+        elif opts.anchor == "control_cell":
+            out = out + control
+        elif opts.anchor == "gated":
+            keep, passed = Modulation(self.genes, 2, dtype=jnp.float32, name="gates")(c.astype(jnp.float32))
+            out = out + (1.0 + keep) * control + passed * xt
+        elif opts.anchor == "scaled":
+            (keep,) = Modulation(self.genes, 1, dtype=jnp.float32, name="gates")(c.astype(jnp.float32))
+            out = out + (1.0 + keep) * control
+        return nn.relu(out)
