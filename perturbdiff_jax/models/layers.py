@@ -21,7 +21,7 @@ def time_features(t: jax.Array) -> jax.Array:
     """
     half = TIME_FEATURES // 2
     exponent = np.float32(-np.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
-    angle = t.astype(jnp.float32)[..., None] * np.exp(exponent)
+    angle = jnp.einsum("...,f->...f", t.astype(jnp.float32), np.exp(exponent))
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
@@ -82,7 +82,7 @@ class CellEmbedder(nn.Module):
         out = x.astype(self.dtype) @ kernel[:genes]
         if second is not None:
             out = out + second.astype(self.dtype) @ kernel[genes:]
-        return out + bias.astype(self.dtype)
+        return out + jnp.expand_dims(bias.astype(self.dtype), (0, 1))
 
 
 class TimeEmbedder(nn.Module):
@@ -122,6 +122,7 @@ class RmsNorm(nn.Module):
         weight = self.param("weight", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
         wide = x.astype(jnp.float32)
         scale = jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + NORM_EPS)
+        weight = jnp.expand_dims(weight, tuple(range(x.ndim - 1)))
         return (wide * scale * weight).astype(x.dtype)
 
 

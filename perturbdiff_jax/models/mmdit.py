@@ -25,7 +25,7 @@ from perturbdiff_jax.models.layers import (
     modulate,
 )
 
-ANCHORS = ("none", "control_mean", "control_cell", "gated", "scaled")
+ANCHORS = ("none", "control", "scaled_control")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -39,7 +39,10 @@ class ModelOptions:
     mlp_ratio: int = 4
     covariate_width: int = 128
     norm_of_block_input: bool = True  # released order; False = the textbook order (norm after the residual)
-    anchor: str = "none"  # what the output is added to before the ReLU; released: nothing
+    # What the output is added to before the ReLU. Released: nothing ("none"). "control": the control cell of
+    # the same token, so that the network predicts a change; "scaled_control": the same with a factor per gene
+    # that depends on time and covariates (a zero stays a zero).
+    anchor: str = "none"
     remat: bool = False  # recompute block activations in the backward pass (memory for time)
     dtype: str = "float32"
 
@@ -143,9 +146,10 @@ class Denoiser(nn.Module):
         dtype = DTYPES[opts.dtype]
         width = opts.width
         gene_vector = self.param("gene_vector", nn.initializers.normal(1.0), (width,), jnp.float32)
+        gene_vector = gene_vector.astype(dtype)[None, None]
         x = CellEmbedder(width, dtype=dtype, name="embed_perturbed")(xt, self_condition)
         u = CellEmbedder(width, dtype=dtype, name="embed_control")(control)
-        x, u = x + gene_vector.astype(dtype), u + gene_vector.astype(dtype)
+        x, u = x + gene_vector, u + gene_vector
 
         if (
             perturbation.ndim == 1
@@ -161,9 +165,11 @@ class Denoiser(nn.Module):
             name="covariates",
         )(perturbation, cell_type, batch)
         condition = Linear(width, dtype=dtype, name="condition")(nn.silu(covariates))
-        null = self.param("null_condition", nn.initializers.normal(1.0), (width,), jnp.float32).astype(dtype)
+        null = self.param("null_condition", nn.initializers.normal(1.0), (width,), jnp.float32)
         dropped = jnp.broadcast_to(jnp.asarray(drop), t.shape)[:, None, None]
-        c = TimeEmbedder(width, dtype=dtype, name="time")(t)[:, None] + jnp.where(dropped, null, condition)
+        c = TimeEmbedder(width, dtype=dtype, name="time")(t)[:, None] + jnp.where(
+            dropped, null.astype(dtype)[None, None], condition
+        )
 
         arguments = (width, opts.heads, opts.mlp_ratio, opts.norm_of_block_input, dtype)
         block = nn.remat(Block, prevent_cse=False) if opts.remat else Block
@@ -180,14 +186,10 @@ class Denoiser(nn.Module):
         # Outside the scan, so that the unused control output of the last block costs nothing.
         (x, _), _ = block(*arguments, name="last_block")(streams, c)
         out = Head(width, self.genes, dtype, name="head")(x, c)
-        if opts.anchor == "control_mean":
-            out = out + control.mean(axis=1, keepdims=True)
-        elif opts.anchor == "control_cell":
-            out = out + control
-        elif opts.anchor == "gated":
-            keep, passed = Modulation(self.genes, 2, dtype=jnp.float32, name="gates")(c.astype(jnp.float32))
-            out = out + (1.0 + keep) * control + passed * xt
-        elif opts.anchor == "scaled":
-            (keep,) = Modulation(self.genes, 1, dtype=jnp.float32, name="gates")(c.astype(jnp.float32))
-            out = out + (1.0 + keep) * control
+        if opts.anchor != "none":
+            kept = control.astype(jnp.float32)
+            if opts.anchor == "scaled_control":
+                (scale,) = Modulation(self.genes, 1, dtype=jnp.float32, name="anchor")(c.astype(jnp.float32))
+                kept = (1.0 + scale) * kept
+            out = out + kept
         return nn.relu(out)

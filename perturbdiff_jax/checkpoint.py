@@ -1,0 +1,173 @@
+"""The checkpoint bundle: a directory that is enough to predict and to resume.
+
+    BUNDLE/bundle.json          genes, normalisation, vocabularies, model and diffusion settings, split, versions
+    BUNDLE/checkpoints/<step>/  Orbax: `ema` (what predicts) and `train` (parameters, moments, step)
+
+Orbax writes asynchronously, aside, and renames; the latest checkpoint and the best k by a validation metric stay.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from perturbdiff_jax.errors import RequestError
+from perturbdiff_jax.state import TrainState
+
+FORMAT = "perturbdiff-bundle"
+VERSION = 1
+FILE = "bundle.json"
+PACKAGES = ("perturbdiff_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "anndata", "cell-eval")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """The facts of bundle.json; every name that a prediction may need."""
+
+    genes: list[str]
+    perturbations: list[str]
+    cell_types: list[str]
+    batches: list[str]
+    control: str
+    keys: dict[str, str | None]  # obs column names: perturbation, cell_type, batch, dose
+    values: dict[str, Any]  # target_sum, log, divisor
+    trained: list[list[str]]  # [perturbation, cell type, batch] triples that training saw
+    split: dict[str, Any]
+    settings: dict[str, Any]  # the run's settings, see settings.Settings
+    best_metric: dict[str, str]  # {"name": ..., "mode": "min" | "max"}
+    versions: dict[str, str]
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide numbers; absent ones are left out."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_bundle(path: str | Path, bundle: Bundle) -> None:
+    """Writes bundle.json aside and renames it."""
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    partial = path / (FILE + ".partial")
+    partial.write_text(
+        json.dumps({"format": FORMAT, "version": VERSION, **dataclasses.asdict(bundle)}, indent=1)
+    )
+    os.replace(partial, path / FILE)
+
+
+def read_bundle(path: str | Path) -> Bundle:
+    """Reads and checks bundle.json.
+
+    Raises:
+      RequestError: not a bundle, an incomplete one, or one of another version; names what is wrong.
+    """
+    file = Path(path) / FILE
+    if not file.is_file():
+        nested = Path(path) / "bundle" / FILE
+        hint = f" Did you mean {nested.parent}?" if nested.is_file() else ""
+        raise RequestError(f"{path}: not a checkpoint bundle ({FILE} is missing).{hint}")
+    try:
+        content = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"{file}: damaged ({error}).") from None
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        raise RequestError(f"{file}: not a {FORMAT} file.")
+    version = content.pop("version", None)
+    if version != VERSION:
+        raise RequestError(f"{file}: bundle version {version!r}; this release reads version {VERSION}.")
+    names = {field.name for field in dataclasses.fields(Bundle)}
+    if set(content) != names:
+        wrong = sorted(set(content) ^ names)
+        raise RequestError(f"{file}: damaged, keys missing or unknown: {', '.join(wrong)}.")
+    return Bundle(**content)
+
+
+class Checkpoints:
+    """Saving and restoring states below BUNDLE/checkpoints."""
+
+    def __init__(self, bundle: str | Path, *, metric: str, mode: str, keep: int, read_only: bool = False):
+        self.path = Path(bundle).absolute() / "checkpoints"
+        self._metric = f"validation/{metric}"
+        if read_only and not self.path.is_dir():
+            raise RequestError(f"{bundle}: the bundle is incomplete, it holds no checkpoint yet.")
+        keep_best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics[self._metric], reverse=mode == "min", n=keep
+        )
+        self._sign = 1.0 if mode == "max" else -1.0
+        self._manager = ocp.CheckpointManager(
+            self.path,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), keep_best]),
+                create=not read_only,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
+            ),
+        )
+
+    def save(self, state: TrainState, metrics: dict[str, float]) -> None:
+        """Starts an asynchronous save of the state under its step."""
+        train = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(ema=ocp.args.StandardSave(state.ema), train=ocp.args.StandardSave(train)),
+            metrics={name: float(value) for name, value in metrics.items()},
+        )
+
+    def latest_step(self) -> int | None:
+        """Step of the newest checkpoint, None when there is none."""
+        return self._manager.latest_step()
+
+    def scores(self) -> dict[int, float]:
+        """The validation metric of every checkpoint that has one."""
+        found = {}
+        for step in self._manager.all_steps():
+            metrics = self._manager.metrics(step)
+            if metrics and self._metric in metrics:
+                found[step] = metrics[self._metric]
+        return found
+
+    def best_step(self) -> int | None:
+        """Step of the best checkpoint by the validation metric; the newest when none has a metric."""
+        scores = {step: self._sign * score for step, score in self.scores().items() if score == score}
+        return max(scores, key=scores.get) if scores else self.latest_step()
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state at `step`, placed as `like` (arrays or shapes with shardings)."""
+        train = {"step": like.step, "params": like.params, "opt_state": like.opt_state}
+        found = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                ema=ocp.args.StandardRestore(_shapes(like.ema)),
+                train=ocp.args.StandardRestore(_shapes(train)),
+            ),
+        )
+        return TrainState(ema=found["ema"], **found["train"])
+
+    def restore_ema(self, step: int, like: dict) -> dict:
+        """The averaged weights alone at `step`."""
+        args = ocp.args.Composite(ema=ocp.args.StandardRestore(_shapes(like)))
+        return self._manager.restore(step, args=args)["ema"]
+
+    def close(self) -> None:
+        """Waits for saves under way."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _shapes(tree: Any) -> Any:
+    def shape(leaf):
+        sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(shape, tree)

@@ -1,0 +1,157 @@
+"""Which genes a store keeps: highly variable ones by scanpy's definition, a list from a file, or all.
+
+Highly variable means `scanpy.pp.highly_variable_genes(flavor="seurat", n_top_genes=n)` on log1p-normalised
+values: dispersion = variance / mean of expm1(x) per gene, log taken, centred and scaled within 20 bins of the
+log mean expression, the n largest kept. Mean and variance stream over the cells, so nothing is ever dense.
+"""
+
+import csv
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from perturbdiff_jax.errors import RequestError, shorten
+
+BINS = 20  # scanpy's n_bins
+GENE_COLUMNS = (
+    "gene",
+    "genes",
+    "gene_name",
+    "gene_names",
+    "gene_symbol",
+    "symbol",
+    "feature_name",
+    "var_names",
+)
+
+
+class Moments:
+    """Streaming mean and variance per gene of expm1(x): `add` blocks of log1p values [cells, genes], in
+    order."""
+
+    def __init__(self, genes: int):
+        self.cells = 0
+        self.total = np.zeros(genes)
+        self.squares = np.zeros(genes)
+
+    def add(self, lognorm: sp.csr_matrix) -> None:
+        values = np.expm1(lognorm.data.astype(np.float32, copy=False))
+        # add.at sums one by one in row order, whatever the block size: genes that tie in exact arithmetic
+        # keep tying, as in scanpy, and squares are rounded to float32 first because scanpy's are.
+        indices = lognorm.indices.astype(np.intp)
+        np.add.at(self.total, indices, values.astype(np.float64))
+        np.add.at(self.squares, indices, (values * values).astype(np.float64))
+        self.cells += lognorm.shape[0]
+
+    def mean_and_variance(self) -> tuple[np.ndarray, np.ndarray]:
+        """float64 [genes] each; the variance is the unbiased one."""
+        mean = self.total / self.cells
+        variance = self.squares / self.cells - mean**2
+        return mean, variance * (self.cells / (self.cells - 1)) if self.cells > 1 else variance
+
+
+def normalised_dispersions(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """Seurat's normalised dispersion, float64 [genes]; NaN where a gene does not vary."""
+    mean = np.where(mean == 0, 1e-12, mean)
+    dispersion = variance / mean
+    dispersion[dispersion == 0] = np.nan
+    with np.errstate(invalid="ignore"):  # rounding can leave a constant gene a tiny negative variance
+        table = pd.DataFrame({"dispersion": np.log(dispersion), "mean": np.log1p(mean)})
+    groups = table.groupby(pd.cut(table["mean"], bins=BINS), observed=True)["dispersion"]
+    centre, spread = groups.transform("mean"), groups.transform("std")
+    alone = spread.isna()  # one varying gene in its bin: its normalised dispersion is 1
+    spread = spread.where(~alone, centre)
+    centre = centre.where(~alone, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return ((table["dispersion"] - centre) / spread).to_numpy()
+
+
+def highly_variable(moments: Moments, count: int) -> np.ndarray:
+    """Mask [genes] of the `count` most variable genes; ties at the cut are all kept, as scanpy does.
+
+    `count` at or above the number of genes selects all of them.
+    """
+    if count < 1:
+        raise RequestError(f"--hvg {count}: allowed are 1 or more genes.")
+    if count >= len(moments.total):
+        return np.ones(len(moments.total), dtype=bool)
+    dispersions = normalised_dispersions(*moments.mean_and_variance())
+    known = np.sort(dispersions[~np.isnan(dispersions)])[::-1]
+    if not len(known):
+        raise RequestError(
+            "No gene varies over the training cells, so none can be selected (use --all-genes)."
+        )
+    cut = known[min(count, len(known)) - 1]
+    return np.nan_to_num(dispersions, nan=-np.inf) >= cut
+
+
+def read_gene_list(path: str | pathlib.Path) -> list[str]:
+    """Reads gene names from a text file (one a line), .csv/.tsv (a gene column or the first) or .json.
+
+    JSON: a list, or an object with a list under "genes" (a task file). Raises RequestError naming the file.
+    """
+    file = pathlib.Path(path)
+    if not file.is_file():
+        raise RequestError(f"{path}: no such file (--genes takes a text, csv, tsv or json file).")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path}: not a text file (--genes takes text, csv, tsv or json).") from error
+    suffix = file.suffix.lower()
+    if suffix == ".json":
+        names = _from_json(path, text)
+    elif suffix in (".csv", ".tsv"):
+        names = _from_table(csv.reader(text.splitlines(), delimiter="\t" if suffix == ".tsv" else ","))
+    else:
+        lines = (line.strip() for line in text.splitlines())
+        names = [line for line in lines if line and not line.startswith("#")]
+    if not names:
+        raise RequestError(f"{path}: the gene list is empty.")
+    twice = pd.Index(names)[pd.Index(names).duplicated()].unique()
+    if len(twice):
+        raise RequestError(f"{path}: {len(twice)} gene(s) listed more than once: {shorten(twice, 3)}.")
+    return names
+
+
+def _from_json(path: object, text: str) -> list[str]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RequestError(f"{path}: not valid JSON ({error}).") from error
+    if isinstance(content, dict):
+        if "genes" not in content:
+            raise RequestError(f'{path}: no list of genes under the key "genes" (keys: {shorten(content)}).')
+        content = content["genes"]
+    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
+        raise RequestError(f"{path}: a list of gene names (strings) is needed.")
+    return content
+
+
+def _from_table(rows: Iterable[Sequence[str]]) -> list[str]:
+    rows = [row for row in rows if any(cell.strip() for cell in row)]
+    if not rows:
+        return []
+    header = [cell.strip().lower() for cell in rows[0]]
+    column = next((header.index(name) for name in GENE_COLUMNS if name in header), None)
+    body = rows if column is None else rows[1:]
+    return [row[column or 0].strip() for row in body if len(row) > (column or 0) and row[column or 0].strip()]
+
+
+def match_genes(wanted: Sequence[str], present: Sequence[str], *, source: str, file: str) -> np.ndarray:
+    """Positions in `present` of the genes of `wanted` that are there, in the list's order; int64.
+
+    The order is the list's, so that stores made with one list agree gene by gene. Raises RequestError when no
+    gene of the list is in the file.
+    """
+    positions = pd.Index(present).get_indexer(pd.Index(wanted))
+    if (positions < 0).all():
+        raise RequestError(
+            f"{source}: none of its {len(wanted)} genes ({shorten(wanted, 3)}) is in {file}, "
+            f"which has {len(present)} genes ({shorten(present, 3)}).\n"
+            "Allowed: gene names spelt as in the file's var_names (symbols and Ensembl ids do not match)."
+        )
+    return positions[positions >= 0].astype(np.int64)

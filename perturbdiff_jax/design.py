@@ -1,0 +1,122 @@
+"""Designs: tables that say which conditions to predict, one row per (perturbation, cell type, batch)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from perturbdiff_jax.checkpoint import Bundle
+from perturbdiff_jax.data.conditions import SPLITS
+from perturbdiff_jax.data.store import Store
+from perturbdiff_jax.errors import RequestError, unknown
+
+CONDITION = ("perturbation", "cell_type", "batch")
+COLUMNS = (*CONDITION, "cells", "draws")
+
+
+def read_design(path: str | Path) -> pd.DataFrame:
+    """Reads a design from a csv file.
+
+    Raises:
+      RequestError: missing file, unknown or missing column.
+    """
+    if not Path(path).is_file():
+        raise RequestError(f"{path}: no such file.")
+    try:
+        table = pd.read_csv(path, dtype=dict.fromkeys(CONDITION, str))
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: cannot be read as csv ({str(error).splitlines()[0]}).") from None
+    for column in table.columns:
+        if column not in COLUMNS:
+            raise unknown("column", column, COLUMNS, str(path))
+    if "perturbation" not in table:
+        raise RequestError(
+            f"{path}: column 'perturbation' is missing; the file has {', '.join(table.columns)}."
+        )
+    return table
+
+
+def full_design(perturbations: Sequence[str], contexts: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Every perturbation in every context (cell type, batch)."""
+    rows = [(name, *context) for context in contexts for name in perturbations]
+    return pd.DataFrame(rows, columns=list(CONDITION))
+
+
+def split_design(
+    store: Store, split: str, *, most: int | None = None, most_cells: int | None = None
+) -> pd.DataFrame:
+    """The conditions of a store's split, with as many cells as the real data have.
+
+    Args:
+      store: the store.
+      split: "train", "validation" or "test".
+      most: keep at most so many conditions, spread evenly over the table.
+      most_cells: at most so many cells of each.
+
+    Raises:
+      RequestError: an unknown split, or one without conditions.
+    """
+    if split not in SPLITS[:3]:
+        raise unknown("split", split, SPLITS[:3])
+    groups = store.groups
+    chosen = np.flatnonzero(groups.split == SPLITS.index(split))
+    if not len(chosen):
+        raise RequestError(f"{store.path}: no condition is in the {split} split; prepare it with a hold-out.")
+    if most is not None and len(chosen) > most:
+        chosen = chosen[np.round(np.linspace(0, len(chosen) - 1, most)).astype(int)]
+    cells = groups.size[chosen] if most_cells is None else np.minimum(groups.size[chosen], most_cells)
+    return pd.DataFrame(
+        {
+            "perturbation": [store.perturbations[c] for c in groups.perturbation[chosen]],
+            "cell_type": [store.cell_types[c] for c in groups.cell_type[chosen]],
+            "batch": [store.batches[c] for c in groups.batch[chosen]],
+            "cells": cells.astype(np.int64),
+            "group": chosen,
+        }
+    )
+
+
+def check_design(design: pd.DataFrame, bundle: Bundle, cells: int | None, draws: int) -> pd.DataFrame:
+    """Fills in what a design leaves open and checks every name against the bundle.
+
+    `cells` 0 afterwards means "as many as there are control cells".
+
+    Raises:
+      RequestError: unknown name (with the closest), a number below 1, a condition that stands twice.
+    """
+    design = design.copy()
+    known = {"perturbation": bundle.perturbations, "cell_type": bundle.cell_types, "batch": bundle.batches}
+    for column, names in known.items():
+        if column not in design:
+            if column == "perturbation" or len(names) > 1:
+                raise RequestError(
+                    f"design: column {column!r} is missing; the bundle knows {len(names)} {column} names."
+                )
+            design[column] = names[0]
+        design[column] = design[column].astype(str)
+        for name in design[column].unique():
+            if name not in names:
+                raise unknown(column.replace("_", " "), name, names, "design")
+    if not len(design):
+        raise RequestError("design: no condition is asked for.")
+    control = design["perturbation"] == bundle.control
+    if control.any():
+        raise RequestError(f"design: {bundle.control!r} is the control; it is given, not predicted.")
+    for column, default in (("cells", cells or 0), ("draws", draws)):
+        given = design[column] if column in design else pd.Series(default, index=design.index)
+        numbers = pd.to_numeric(given.fillna(default), errors="coerce")
+        least = 1 if column == "draws" or column in design or cells is not None else 0
+        wrong = ~(numbers >= least) | (numbers % 1 != 0)
+        if wrong.any():
+            raise RequestError(
+                f"design: {column} must be whole numbers from {least} up, got {given[wrong].iloc[0]!r}."
+            )
+        design[column] = numbers.astype(np.int64)
+    twice = design.duplicated(list(CONDITION))
+    if twice.any():
+        row = design[twice].iloc[0]
+        raise RequestError(
+            f"design: {tuple(row[list(CONDITION)])} is asked for twice; use the column 'draws'."
+        )
+    return design

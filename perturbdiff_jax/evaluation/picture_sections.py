@@ -1,0 +1,165 @@
+"""The sections of the report that draw: radar, learning curves, scatter, cells, differential expression.
+
+Same contract as `sections`: (id, heading, inner HTML), and a sentence in place of what cannot be drawn.
+"""
+
+from perturbdiff_jax.evaluation import cell_figures, drawing, figures, glossary, verdict
+from perturbdiff_jax.evaluation import page as html
+from perturbdiff_jax.evaluation.glossary import HEADLINE, KIND_STYLE
+from perturbdiff_jax.evaluation.page import Cell, Column
+from perturbdiff_jax.evaluation.run_files import Results
+
+NO_PICTURES = (
+    "Figures are left out: matplotlib is not installed. Install the extra `perturbdiff_jax[eval]` and run "
+    "`perturbdiff report` again."
+)
+NO_BASELINES = (
+    "No baselines were evaluated: run `perturbdiff evaluate` with `--baselines STORE` to have them."
+)
+MOST_ROWS = 1000  # of a table with a row per condition; a row is about 0.8 kB of the page
+
+
+def radar_section(results: Results):
+    """The picture of the paper's Figure 3 for this run."""
+    heading, models = ("radar", "Radar"), results.models
+    if "summary" in results.absent:
+        return *heading, html.absent(results.absent["summary"])
+    if not drawing.available():
+        return *heading, html.absent(NO_PICTURES)
+    panel = figures.radar(models)
+    if panel is None:
+        why = "A radar needs three models, ours among them, and three metrics on which they differ."
+        return *heading, html.absent(why)
+    drawn = figures.radar_models(models)[::-1]
+    text = (
+        "Like Figure 3 of the paper, outer is better. Each axis is rescaled on its own from the means "
+        "above: the worst of all models lies on the inner ring, the best (the ceiling included) on the rim; "
+        "metrics where lower is better are flipped. Distances on different axes cannot be compared, and a "
+        "very bad model on an axis pushes all others outwards."
+    )
+    if len(drawn) < len(models):
+        text += " Drawn: the model, the ceiling, the control and the baselines that score best on average."
+    legend = html.legend([(name, *glossary.style(name)) for name in drawn])
+    words = html.paragraph(text) + legend
+    return *heading, f'<div class="side">{html.panels([panel])}<div>{words}</div></div>'
+
+
+def curves_section(results: Results):
+    """Loss terms and sampled validation over the steps."""
+    heading = ("curves", "Learning curves")
+    if results.log is None:
+        return *heading, html.absent(results.absent["log"])
+    if not drawing.available():
+        return *heading, html.absent(NO_PICTURES)
+    drawn = figures.learning_curves(results.log)
+    if not drawn:
+        return *heading, html.absent("The training log holds no loss and no validation.")
+    text = (
+        "Validation predicts the validation conditions by sampling, as `predict` does; it chooses the best "
+    )
+    text += "checkpoint."
+    if not (results.log["kind"] == "validation").any():
+        text = "The log holds no validation: only the loss is drawn."
+    return *heading, html.paragraph(text) + html.panels(drawn)
+
+
+def scatter_section(results: Results):
+    """Condition by condition against the best baseline of each metric."""
+    heading = ("conditions", "Against the best baseline")
+    if results.metrics_all is None:
+        return *heading, html.absent(results.absent["metrics_all"])
+    rates = verdict.win_rates(results.metrics_all, results.models)
+    if rates.empty:
+        return *heading, html.absent(NO_BASELINES)
+    parts = [
+        html.paragraph(
+            "One point is one condition; in the shaded half ours is better. Each metric has its own best "
+            "baseline."
+        )
+    ]
+    if drawing.available():
+        chosen = rates[rates["metric"].isin(HEADLINE)]
+        chosen = chosen if len(chosen) else rates.head(3)
+        drawn = [figures.scatter(results.metrics_all, row.metric, row.rival) for row in chosen.itertuples()]
+        parts.append(html.panels([panel for panel in drawn if panel]))
+    else:
+        parts.append(html.absent(NO_PICTURES))
+    columns = [Column("Metric", number=False), Column("Best baseline", number=False)]
+    columns += [Column("Win rate", "Share of conditions won, ties counted half"), Column("Wins")]
+    columns += [Column("Ties"), Column("Losses"), Column("Conditions", "Where both have a value")]
+    rows = [
+        [
+            html.escape(glossary.metric(row.metric).label),
+            html.model_mark(row.rival),
+            Cell(f"{100 * row.rate:.0f} %", row.rate),
+            *(Cell(f"{n:,}", n) for n in (row.wins, row.ties, row.losses, row.conditions)),
+        ]
+        for row in rates.itertuples()
+    ]
+    table = html.table(
+        "wins", columns, rows, caption="Conditions won against the best baseline of each metric"
+    )
+    return *heading, "".join([*parts, html.fold("Win rate on every metric", table)])
+
+
+def cells_section(results: Results):
+    """Predicted, real and control cells in one PCA."""
+    heading = ("cells", "Cells")
+    if results.pca is None:
+        return *heading, html.absent(results.absent["pca"])
+    if not drawing.available():
+        return *heading, html.absent(NO_PICTURES)
+    drawn = cell_figures.cells(results.pca, results.metrics)
+    if not drawn:
+        return *heading, html.absent("pca.csv holds control cells only.")
+    text = (
+        "All panels share one PCA, fitted on real and control cells, and zoom in on the cell type of the "
+        "condition; large dots are centres. A good prediction lies on the real cells and is as broad. "
+        "Beside all conditions stand the best, the median and the worst one by energy distance."
+    )
+    legend = html.legend([(name, color, "solid") for name, color in KIND_STYLE.items()], dots=True)
+    return *heading, html.paragraph(text) + legend + html.panels(drawn)
+
+
+def genes_section(results: Results):
+    """Recovery of differential expression, gene by gene."""
+    heading = ("genes", "Differential expression")
+    if results.de is None:
+        return *heading, html.absent(results.absent["de"])
+    table = cell_figures.recovery(results.de)
+    if table.empty:
+        return *heading, html.absent("de.csv.gz has no gene with both adjusted p values.")
+    text = (
+        "One point is one gene: strength of evidence in the real cells (right) against the predicted cells "
+        "(up), each against the same real control cells. The dashed lines are a false discovery rate of "
+        "0.05; values beyond 50 are drawn at 50, and the axes are stretched by square roots near 0. Genes "
+        "on the diagonal are recovered as strongly as in the real cells."
+    )
+    parts = [html.paragraph(text)]
+    pictures = drawing.available()
+    drawn = cell_figures.differential_expression(results.de, results.metrics) if pictures else []
+    parts.append(html.panels(drawn) if pictures else html.absent(NO_PICTURES))
+    names = {
+        "spearman": Column("Spearman", "Of -log10 adjusted p over genes", +1),
+        "both": Column("Both", "Significant in real and predicted cells"),
+        "same_direction": Column("Same direction", "Of both: the fold change has the same sign"),
+        "only_real": Column("Only real", "Missed by the prediction"),
+        "only_pred": Column("Only predicted", "Invented by the prediction"),
+        "neither": Column("Neither"),
+        "genes": Column("Genes"),
+    }
+    names = {name: column for name, column in names.items() if name in table}
+    cut = table.head(MOST_ROWS)
+    rows = [
+        [html.escape(row["perturbation"]), html.escape(row["cell_type"])]
+        + [Cell(verdict.figure(row[n]) if n == "spearman" else f"{row[n]:,}", float(row[n])) for n in names]
+        for row in cut.to_dict("records")
+    ]
+    columns = [Column("Perturbation", number=False), Column("Cell type", number=False), *names.values()]
+    caption = f"Genes by significance, {len(cut):,} of {len(table):,} conditions, most recovered genes first"
+    parts.append(
+        html.fold(
+            "Every condition in numbers", html.table("recovery", columns, rows, caption=caption, tall=True)
+        )
+    )
+    return *heading, "".join(parts)

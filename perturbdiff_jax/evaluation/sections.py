@@ -1,0 +1,199 @@
+"""The sections of the report that tell in words and tables: verdict, run, metrics, every condition.
+
+Each function goes from the results to (id, heading, inner HTML). A part whose file or library is missing is
+one sentence that says why; nothing here raises for it.
+"""
+
+import math
+
+from perturbdiff_jax.evaluation import drawing, facts, figures, glossary, verdict
+from perturbdiff_jax.evaluation import page as html
+from perturbdiff_jax.evaluation.glossary import CEILING, HEADLINE, OURS
+from perturbdiff_jax.evaluation.page import Cell, Column
+from perturbdiff_jax.evaluation.picture_sections import MOST_ROWS, NO_BASELINES, NO_PICTURES
+from perturbdiff_jax.evaluation.run_files import Results
+
+_KEYS = ["cell_type", "perturbation"]
+
+
+def verdict_section(results: Results):
+    """In words and three tiles: where we stand against the best baseline and the ceiling."""
+    heading = ("verdict", "Verdict")
+    if "summary" in results.absent or not results.models.get(OURS):
+        return *heading, html.absent(results.absent.get("summary", "summary.json has no row for the model."))
+    said = "".join(html.paragraph(text) for text in verdict.sentences(results.models))
+    tiles = [_tile(item) for name in HEADLINE if (item := verdict.standing(results.models, name))]
+    tiles = f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
+    hint = (
+        "Means over conditions with bootstrap 95 % intervals; apart means that two intervals do not overlap."
+    )
+    return *heading, f'<div class="verdict">{said}</div>{tiles}{html.paragraph(hint, "hint")}'
+
+
+def _tile(item) -> str:
+    known = glossary.metric(item.metric)
+    lines = []
+    if item.rival is not None:
+        lines.append((html.model_mark(item.rival), _with_interval(item.rival_entry)))
+    if not math.isnan(item.ceiling):
+        lines.append((html.model_mark(CEILING), verdict.figure(item.ceiling)))
+    rows = "".join(f"<li><span>{name}</span><span>{html.escape(text)}</span></li>" for name, text in lines)
+    kind = "even" if item.rival is None or not item.apart else "ahead" if item.ahead else "behind"
+    arrow = "↑" if known.better > 0 else "↓"
+    return (
+        f'<div class="tile"><h3 title="{html.escape(known.meaning)}">{html.escape(known.label)} {arrow}</h3>'
+        f'<div class="value">{verdict.figure(item.ours[0])}'
+        f"<small>{html.escape(_interval(item.ours))}</small></div>"
+        f'<ul>{rows}</ul><span class="chip {kind}">{html.escape(item.phrase)}</span></div>'
+    )
+
+
+def metrics_section(results: Results):
+    """Models by metrics with intervals, the ceiling apart, and the meaning of every metric."""
+    heading, models = ("metrics", "Metrics"), results.models
+    if "summary" in results.absent or not models:
+        return *heading, html.absent(results.absent.get("summary", "summary.json names no model."))
+    names = glossary.order_metrics(name for rows in models.values() for name in rows)
+    empty = [n for n in names if all(math.isnan(verdict.entry(models, model, n)[0]) for model in models)]
+    names = [name for name in names if name not in empty]
+    rivals = [OURS] if OURS in models else []
+    rivals += verdict.baselines(models)
+    best = {name: verdict.best(models, name, rivals) for name in names}
+    tops = {name: verdict.entry(models, model, name)[0] for name, model in best.items() if model}
+    columns = [Column("Model", "Click a column head to sort.", number=False)]
+    columns += [Column(m.label, m.meaning, m.better) for m in map(glossary.metric, names)]
+    rows = [_model_row(models, model, names, tops) for model in rivals]
+    foot = [_model_row(models, CEILING, names, {})] if CEILING in models else []
+    parts = [
+        html.paragraph("Bold is the best model of each column; below the value stands its 95 % interval."),
+        html.table(
+            "models",
+            columns,
+            rows,
+            foot=foot,
+            strong=0,
+            caption="Mean over conditions, missing values left out. The ceiling scores one half of the real "
+            "cells against the other and takes no part in the ranking.",
+        ),
+    ]
+    if not verdict.baselines(models):
+        parts.append(html.absent(NO_BASELINES))
+    partial = [name for name in names if _uncounted(results, name)]
+    if partial:
+        labels = ", ".join(f"{glossary.metric(n).label} ({verdict.count(models, OURS, n)})" for n in partial)
+        total = len(results.metrics)
+        parts.append(html.paragraph(f"Defined for fewer than all {total} conditions: {labels}.", "hint"))
+    if empty:
+        labels = ", ".join(glossary.metric(name).label for name in empty)
+        parts.append(html.paragraph(f"Without a value for any model, and left out: {labels}.", "hint"))
+    parts += [html.paragraph(text, "hint") for text in _remarks(results.summary.get("settings"))]
+    arrows = {1: " ↑", -1: " ↓", 0: ""}
+    meanings = [(m.label + arrows[m.better], m.meaning) for m in map(glossary.metric, names)]
+    parts.append(html.fold("What each metric means", html.definitions(meanings, "meaning")))
+    if drawing.available():
+        drawn = [panel for name in HEADLINE if (panel := figures.intervals(models, name))]
+        parts += ["<h3>Headline metrics with their intervals</h3>", html.panels(drawn)] if drawn else []
+    else:
+        parts.append(html.absent(NO_PICTURES))
+    return *heading, "".join(parts)
+
+
+def _uncounted(results, name) -> bool:
+    have = verdict.count(results.models, OURS, name)
+    if name == "de_spearman_sig":  # one value per cell type: counted by cell types
+        return False
+    return results.metrics is not None and have is not None and have < len(results.metrics)
+
+
+def _remarks(settings) -> list[str]:
+    """What the evaluation noted about itself: problems, and baselines without a row for some conditions."""
+    if not isinstance(settings, dict):
+        return []
+    problems, undefined = settings.get("problems") or [], settings.get("undefined_rows") or {}
+    problems = problems if isinstance(problems, list) else [problems]
+    remarks = [facts.show(problem) for problem in problems]
+    if isinstance(undefined, dict) and undefined:
+        remarks.append(
+            f"Conditions that a baseline cannot predict, left out of its mean: {facts.show(undefined)}."
+        )
+    return remarks
+
+
+def _model_row(models, model, names, tops) -> list:
+    cells = []
+    for name in names:
+        found = verdict.entry(models, model, name)
+        small = "" if math.isnan(found[1]) or not glossary.metric(name).better else _interval(found)
+        cells.append(Cell(verdict.figure(found[0]), found[0], small, best=tops.get(name) == found[0]))
+    return [html.model_mark(model), *cells]
+
+
+def rows_section(results: Results):
+    """The searchable table of our scores per condition."""
+    heading = ("rows", "Every condition")
+    if results.metrics is None:
+        return *heading, html.absent(results.absent["metrics"])
+    table = results.metrics
+    names = glossary.order_metrics(table.columns.difference(["model", *_KEYS]))
+    if "energy" in table:
+        table = table.sort_values("energy", ascending=False, kind="stable")
+    cut = table.head(MOST_ROWS)
+    columns = [Column("Perturbation", number=False), Column("Cell type", number=False)]
+    columns += [Column(m.label, m.meaning, m.better) for m in map(glossary.metric, names)]
+    rows = [
+        [html.escape(row["perturbation"]), html.escape(row["cell_type"])]
+        + [_score(name, float(row[name])) for name in names]
+        for row in cut.to_dict("records")
+    ]
+    box = (
+        '<p class="find"><label for="find">Search</label><input id="find" type="search" data-table="every" '
+        'placeholder="perturbation or cell type" autocomplete="off"><span id="every-found" role="status">'
+        f"{len(cut)} of {len(cut)} shown</span></p>"
+    )
+    caption = "Our scores, largest energy distance first" if "energy" in table else "Our scores"
+    text = "The same values, at full precision, are in metrics.csv."
+    if len(cut) < len(table):
+        text = f"Shown are the first {len(cut):,} conditions; all {len(table):,} are in metrics.csv."
+    return *heading, box + html.table("every", columns, rows, caption=caption, tall=True) + html.paragraph(
+        text, "hint"
+    )
+
+
+def run_section(results: Results):
+    """What was trained on what, how long, where; every setting folded below."""
+    settings = results.summary.get("settings") or {}
+    settings = settings if isinstance(settings, dict) else {"notes": settings}
+    versions = [found for record in (results.run, results.summary) if (found := record.get("versions"))]
+    known = facts.headline(results.run, results.config)
+    if results.metrics is not None:
+        table = results.metrics
+        parts = (("perturbation", "perturbations"), ("cell type", "cell types"))
+        counts = [table[one.replace(" ", "_")].nunique() for one, _ in parts]
+        spread = ", ".join(f"{n:,} {one if n == 1 else many}" for n, (one, many) in zip(counts, parts))
+        known.append(("Test conditions", f"{len(table):,} ({spread})"))
+    merged = {name: v for found in versions if isinstance(found, dict) for name, v in found.items()}
+    if merged:
+        known.append(("Versions", ", ".join(f"{name} {value}" for name, value in merged.items())))
+    parts = [html.definitions(known)] if known else []
+    parts += [html.absent(results.absent[part]) for part in ("run", "config") if part in results.absent]
+    parts += [html.paragraph(note, "hint") for note in results.notes]
+    every = facts.listing(("run", results.run), ("config", results.config), ("evaluation", settings))
+    if every:
+        parts.append(html.fold("All settings and facts", html.definitions(every, "all"), printed=False))
+    return "run", "The run", "".join(parts)
+
+
+def _score(name, value) -> Cell:
+    whole = not glossary.metric(name).better and value == round(value, 0)  # a count of genes
+    return Cell(f"{value:,.0f}" if whole else verdict.figure(value), value)
+
+
+def _interval(found) -> str:
+    if math.isnan(found[1]) or math.isnan(found[2]):
+        return ""
+    return f"{verdict.figure(found[1])} to {verdict.figure(found[2])}"
+
+
+def _with_interval(found) -> str:
+    interval = _interval(found)
+    return f"{verdict.figure(found[0])} ({interval})" if interval else verdict.figure(found[0])

@@ -1,0 +1,312 @@
+"""From a checkpoint bundle to predicted cells: `load(path)` gives a Predictor, whose one path is enough.
+
+    model = perturbdiff_jax.load("runs/quickstart")
+    predicted = model.predict(adata, perturbations=["P05"], cell_type_key="cell_type", batch_key="batch")
+
+`predict` speaks AnnData; `sample` and `denoise` are the low doors, arrays in and arrays out.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import anndata
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from perturbdiff_jax import settings as run_settings
+from perturbdiff_jax.checkpoint import Bundle, Checkpoints, read_bundle
+from perturbdiff_jax.controls import ControlCells, from_anndata
+from perturbdiff_jax.design import CONDITION, check_design, full_design
+from perturbdiff_jax.diffusion import samplers
+from perturbdiff_jax.errors import RequestError
+from perturbdiff_jax.models.mmdit import Denoiser
+from perturbdiff_jax.population import Request, Walker
+from perturbdiff_jax.state import init_params
+from perturbdiff_jax.step import bind
+from perturbdiff_jax.telemetry import Progress
+
+WHICH = ("best", "latest")
+
+
+def build_model(bundle: Bundle, options: run_settings.Settings) -> Denoiser:
+    """The network of a bundle."""
+    return Denoiser(
+        options.model,
+        genes=len(bundle.genes),
+        perturbations=len(bundle.perturbations),
+        cell_types=len(bundle.cell_types),
+        batches=len(bundle.batches),
+    )
+
+
+def load(path: str | Path, *, which: str = "best") -> "Predictor":
+    """Opens a bundle (or the work directory that holds one) with its averaged weights.
+
+    Args:
+      path: bundle directory.
+      which: "best" checkpoint by the validation metric, or the "latest".
+
+    Raises:
+      RequestError: not a bundle, incomplete, damaged, or of another version.
+    """
+    path = Path(path)
+    if not (path / "bundle.json").exists() and (path / "bundle" / "bundle.json").exists():
+        path = path / "bundle"
+    if which not in WHICH:
+        raise RequestError(f"which={which!r}: allowed are {', '.join(WHICH)}.")
+    bundle = read_bundle(path)
+    options = run_settings.from_config(bundle.settings)
+    model = build_model(bundle, options)
+    best = bundle.best_metric
+    checkpoints = Checkpoints(
+        path, metric=best["name"], mode=best["mode"], keep=options.train.keep, read_only=True
+    )
+    step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
+    if step is None:
+        raise RequestError(f"{path}: the bundle is incomplete, it holds no checkpoint yet.")
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    params = checkpoints.restore_ema(step, shapes)
+    checkpoints.close()
+    return Predictor(path=path, bundle=bundle, options=options, model=model, params=params, step=step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A trained model with everything that its predictions need."""
+
+    path: Path
+    bundle: Bundle
+    options: run_settings.Settings
+    model: Denoiser
+    params: dict
+    step: int
+
+    @property
+    def perturbations(self) -> list[str]:
+        """Perturbations that can be asked for (without the control)."""
+        return [name for name in self.bundle.perturbations if name != self.bundle.control]
+
+    @property
+    def cell_types(self) -> list[str]:
+        """Cell types that can be asked for."""
+        return list(self.bundle.cell_types)
+
+    @property
+    def batches(self) -> list[str]:
+        """Batches that can be asked for."""
+        return list(self.bundle.batches)
+
+    def predict(
+        self,
+        adata: anndata.AnnData | str | Path,
+        perturbations: Sequence[str] | None = None,
+        *,
+        design: pd.DataFrame | None = None,
+        cell_type_key: str | None = None,
+        batch_key: str | None = None,
+        total_key: str | None = None,
+        cells_per_condition: int | None = None,
+        draws: int = 1,
+        sampler: samplers.SamplerOptions | None = None,
+        seed: int = 0,
+        min_gene_overlap: float = 0.8,
+        echo: Callable[[str], None] = print,
+    ) -> anndata.AnnData:
+        """Predicts the populations of conditions, given control cells of their contexts.
+
+        Args:
+          adata: control cells (AnnData or h5ad), raw counts or log1p-normalised; perturbed cells in it are ignored.
+          perturbations: names; each is predicted in every context of the control cells. Or give `design`.
+          design: columns perturbation, cell_type, batch and optionally cells, draws; one row per condition.
+          cell_type_key, batch_key, total_key: obs columns of `adata`.
+          cells_per_condition: predicted cells of each condition and draw; by default as many as control cells.
+          draws: independent populations of each condition (new noise, new order of control cells).
+          sampler: how to walk; by default as the bundle says.
+          seed: randomness; the same seed gives the same cells whatever else is asked for.
+          min_gene_overlap: least share of the bundle's genes that the file must have.
+          echo: receives remarks and progress.
+
+        Returns:
+          AnnData with X log1p-normalised float32 CSR, var_names the bundle's genes, obs with the key columns,
+          `draw` and `seen_perturbation`; the control cells used are appended under the control label.
+
+        Raises:
+          RequestError: an unknown perturbation, cell type or batch (with the closest names), or unusable cells.
+        """
+        controls = from_anndata(
+            adata,
+            self.bundle,
+            cell_type_key=cell_type_key,
+            batch_key=batch_key,
+            total_key=total_key,
+            min_gene_overlap=min_gene_overlap,
+            echo=echo,
+        )
+        if (design is None) == (perturbations is None):
+            raise RequestError("predict: give either perturbations or a design, not both.")
+        if design is None:
+            design = full_design(perturbations, list(controls.cells))
+        return self.predict_design(
+            design,
+            controls,
+            cells_per_condition=cells_per_condition,
+            draws=draws,
+            sampler=sampler,
+            seed=seed,
+            echo=echo,
+        )
+
+    def predict_design(
+        self,
+        design: pd.DataFrame,
+        controls: ControlCells,
+        *,
+        cells_per_condition: int | None = None,
+        draws: int = 1,
+        sampler: samplers.SamplerOptions | None = None,
+        sets_per_batch: int = 16,
+        seed: int = 0,
+        echo: Callable[[str], None] = print,
+    ) -> anndata.AnnData:
+        """`predict` for controls that are at hand already; columns of `design` as there."""
+        sampler = self.options.sampler if sampler is None else sampler
+        design = check_design(design, self.bundle, cells_per_condition, draws)
+        requests, sources = self._requests(design, controls, echo)
+        walker = Walker(
+            self.model,
+            schedule=self.options.schedule,
+            sampler=sampler,
+            cells_per_set=self.options.loader.cells_per_set,
+            sets_per_batch=sets_per_batch,
+            divisor=self.bundle.values["divisor"],
+            seed=seed,
+        )
+        blocks, labels, used = [], [], {}
+        progress = Progress(walker.sets_of(requests), "predict: sets", every=10.0)
+        for request, cells, rows in walker(self.params, requests, progress=progress.show):
+            # Nothing can exceed a cell whose whole total is one gene; a half-trained network may.
+            blocks.append(sp.csr_matrix(np.minimum(cells, self.bundle.values["largest"])))
+            labels += [(request.perturbation, request.cell_type, request.batch, request.draw)] * len(cells)
+            context = sources[(request.cell_type, request.batch)]
+            used.setdefault(context, set()).update(rows.tolist())
+        return self._assemble(blocks, labels, controls, used, sampler, seed)
+
+    def _requests(self, design, controls, echo):
+        requests, sources = [], {}
+        vocabularies = [
+            {name: code for code, name in enumerate(names)}
+            for names in (self.bundle.perturbations, self.bundle.cell_types, self.bundle.batches)
+        ]
+        for row in design.itertuples(index=False):
+            context = (row.cell_type, row.batch)
+            if context not in sources:
+                sources[context], rule = controls.resolve(*context)
+                if sources[context] != context:
+                    echo(
+                        f"context {context} has no control cells: uses those of {sources[context]} ({rule})."
+                    )
+            cells = controls.cells[sources[context]]
+            names = (row.perturbation, *context)
+            codes = tuple(table[name] for table, name in zip(vocabularies, names))
+            wanted = int(row.cells) if row.cells > 0 else cells.shape[0]
+            for draw in range(int(row.draws)):
+                requests.append(Request(*names, codes, wanted, cells, draw))
+        return requests, sources
+
+    def _assemble(self, blocks, labels, controls, used, sampler, seed) -> anndata.AnnData:
+        keys = self.bundle.keys
+        names = [f"predicted{i:07d}" for i in range(len(labels))]
+        for context, rows in sorted(used.items()):
+            rows = sorted(rows)
+            blocks.append(controls.cells[context][rows])
+            labels = labels + [(self.bundle.control, *context, 0)] * len(rows)
+            names += [controls.names[context][row] for row in rows]
+        table = pd.DataFrame(labels, columns=[*CONDITION, "draw"], index=names)
+        trained = {name for name, _, _ in self.bundle.trained}
+        table["seen_perturbation"] = table["perturbation"].isin(trained | {self.bundle.control})
+        renamed = {role: keys[role] for role in CONDITION if keys.get(role)}
+        table = table.drop(columns=[role for role in CONDITION if role not in renamed]).rename(
+            columns=renamed
+        )
+        for column in renamed.values():
+            table[column] = table[column].astype("category")
+        matrix = sp.vstack(blocks, format="csr").astype(np.float32)
+        predicted = anndata.AnnData(X=matrix, obs=table, var=pd.DataFrame(index=list(self.bundle.genes)))
+        predicted.obs_names_make_unique()
+        predicted.uns["perturbdiff"] = {
+            "checkpoint": str(self.path),
+            "checkpoint_step": self.step,
+            "sampler": dataclasses.asdict(sampler),
+            "seed": seed,
+            "target_sum": float(self.bundle.values["target_sum"]),
+            "divisor": float(self.bundle.values["divisor"]),
+            "keys": {role: name for role, name in keys.items() if name},
+            "control": self.bundle.control,
+            "versions": self.bundle.versions,
+        }
+        return predicted
+
+    def denoise(
+        self, xt, t, control, *, perturbation=None, cell_type=None, batch=None, self_condition=None
+    ) -> np.ndarray:
+        """One pass of the network on expression / divisor: [B, S, G] -> [B, S, G] float32.
+
+        `t` [B] int timesteps; codes [B] or [B, S] int; covariates None = unconditional.
+        """
+        unconditional = perturbation is None
+        zeros = jnp.zeros(xt.shape[0], jnp.int32)
+        codes = [zeros if c is None else jnp.asarray(c) for c in (perturbation, cell_type, batch)]
+        previous = None if self_condition is None else jnp.asarray(self_condition)
+        call = jax.jit(lambda params, *a: bind(self.model, params, *a[:3])(*a[3:]))
+        drop = jnp.full(xt.shape[0], unconditional)
+        arrays = (jnp.asarray(xt), jnp.asarray(t), jnp.asarray(control))
+        return np.asarray(call(self.params, *codes, *arrays, drop, previous))
+
+    def sample(
+        self,
+        control,
+        *,
+        perturbation,
+        cell_type,
+        batch,
+        init_noise=None,
+        sampler: str = "ddim",
+        start: int = 100,
+        steps: int | None = None,
+        eta: float = 0.0,
+        guidance: float = 1.0,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """Walks sets on expression / divisor, defaults as released: control [B, S, G] -> cells [B, S, G] float32.
+
+        `init_noise` [B, S, G] replaces the drawn start; codes are [B] or [B, S] int.
+        """
+        options = samplers.SamplerOptions(
+            name=sampler, start=start, steps=start if steps is None else steps, eta=eta, guidance=guidance
+        )
+        codes = [jnp.asarray(c) for c in (perturbation, cell_type, batch)]
+        keys = jax.random.split(jax.random.key(seed), np.shape(control)[0])
+
+        def walk(params, control, noise, *codes):
+            denoise = bind(self.model, params, *codes)
+            return samplers.sample(
+                denoise, control, schedule=self.options.schedule, options=options, init_noise=noise, keys=keys
+            )
+
+        noise = None if init_noise is None else jnp.asarray(init_noise)
+        return np.asarray(jax.jit(walk)(self.params, jnp.asarray(control), noise, *codes))
+
+
+def write_predictions(predicted: anndata.AnnData, output: str | Path) -> Path:
+    """Writes the h5ad aside and renames it."""
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(output.name + ".partial")
+    predicted.write_h5ad(partial, compression="gzip")
+    os.replace(partial, output)
+    return output

@@ -1,0 +1,82 @@
+"""One training step: (state, batch) -> (state, metrics), a pure function compiled once with donated state."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from perturbdiff_jax import rng, sharding
+from perturbdiff_jax.array_types import Batch
+from perturbdiff_jax.diffusion import objective
+from perturbdiff_jax.diffusion.schedule import Schedule
+from perturbdiff_jax.models.mmdit import Denoiser
+from perturbdiff_jax.optim import EmaOptions, update_ema
+from perturbdiff_jax.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepParts:
+    """What a step is built from; everything here is static."""
+
+    model: Denoiser
+    tx: optax.GradientTransformation
+    schedule: Schedule
+    objective: objective.ObjectiveOptions
+    ema: EmaOptions
+    seed: int
+
+
+def bind(model: Denoiser, params: dict, perturbation, cell_type, batch) -> objective.Denoise:
+    """The network behind its covariates, as diffusion/ wants it: `denoise(xt, t, control, drop, previous)`.
+
+    Codes are [B] or [B, S]; a call with k * B sets (guidance stacks branches) repeats them k times.
+    """
+
+    def denoise(xt, t, control, drop, self_condition):
+        times = xt.shape[0] // perturbation.shape[0]
+        codes = [jnp.concatenate([code] * times) for code in (perturbation, cell_type, batch)]
+        return model.apply({"params": params}, xt, t, control, *codes, drop, self_condition)
+
+    return denoise
+
+
+def loss_and_metrics(parts: StepParts, params: dict, batch: Batch, key: jax.Array):
+    """The objective on one batch with draws from `key`: (scalar, metrics)."""
+    denoise = bind(parts.model, params, batch.perturbation, batch.cell_type, batch.batch)
+    draws = objective.draw(key, batch.perturbed.shape, parts.schedule, parts.objective)
+    return objective.training_loss(
+        denoise,
+        batch.perturbed,
+        batch.control,
+        batch.mask,
+        draws,
+        schedule=parts.schedule,
+        options=parts.objective,
+    )
+
+
+def train_step(parts: StepParts, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Forward, backward, clip, AdamW, average. Metrics are float32 scalars."""
+    key = rng.key_for(parts.seed, "loss", state.step)
+    grad = jax.grad(lambda params: loss_and_metrics(parts, params, batch, key), has_aux=True)
+    gradients, metrics = grad(state.params)
+    updates, opt_state = parts.tx.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    step = state.step + 1
+    ema = update_ema(parts.ema, state.ema, params, step)
+    metrics = {**metrics, "grad_norm": optax.global_norm(gradients)}
+    return TrainState(step=step, params=params, ema=ema, opt_state=opt_state), metrics
+
+
+def compile_step(parts: StepParts, mesh: Mesh) -> Callable:
+    """The jitted step on a mesh: batch sharded over sets, state replicated and donated."""
+    whole = sharding.replicated(mesh)
+    return jax.jit(
+        lambda state, batch: train_step(parts, state, batch),
+        in_shardings=(whole, sharding.batch_sharding(mesh)),
+        out_shardings=(whole, whole),
+        donate_argnums=0,
+    )

@@ -1,0 +1,27 @@
+"""Running prepare in tests: what it returns, prints and refuses."""
+
+import os
+
+import pytest
+
+from perturbdiff_jax.data.prepare import PrepareOptions, prepare
+from perturbdiff_jax.errors import RequestError
+
+KEYS = {"perturbation_key": "pert", "control": "control", "cell_type_key": "kind", "batch_key": "donor"}
+
+
+def run(inputs, output, **options):
+    """(store, the printed lines in one text)."""
+    lines = []
+    inputs = inputs if isinstance(inputs, list) else [inputs]
+    store = prepare(inputs, output, PrepareOptions(**{**KEYS, **options}), echo=lines.append)
+    return store, "\n".join(lines)
+
+
+def refusal(inputs, output, **options):
+    before = sorted(os.listdir(output.parent))
+    with pytest.raises(RequestError) as caught:
+        run(inputs, output, **options)
+    assert sorted(os.listdir(output.parent)) == before, "something half-written was left"
+    assert len(str(caught.value).splitlines()) <= 2
+    return str(caught.value)

@@ -1,0 +1,125 @@
+"""Samplers: with the exact denoiser of a Gaussian they must recover its moments; walks, guidance, cut-off."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from perturbdiff_jax.diffusion import samplers
+from perturbdiff_jax.diffusion.samplers import SamplerOptions, sample, timesteps
+from perturbdiff_jax.diffusion.schedule import Schedule
+from perturbdiff_jax.errors import RequestError
+
+MEAN, SPREAD = 2.0, 0.3  # far above zero, so that the cut-off never acts
+SCHEDULE = Schedule()
+
+
+def gaussian(xt, t, control, drop, previous):
+    """E[x0 | xt] of N(MEAN, SPREAD^2): the exact denoiser."""
+    a = jnp.asarray(SCHEDULE.alpha_bar, jnp.float32)[t][:, None, None]
+    gain = jnp.sqrt(a) * SPREAD**2 / (a * SPREAD**2 + 1 - a)
+    return MEAN + gain * (xt - jnp.sqrt(a) * MEAN)
+
+
+def walk(options, denoise=gaussian, control=None, **arguments):
+    control = jnp.zeros((2, 400, 5)) if control is None else control
+    keys = jax.random.split(jax.random.key(3), control.shape[0])
+    return np.asarray(sample(denoise, control, schedule=SCHEDULE, options=options, keys=keys, **arguments))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        SamplerOptions(name="ddim", steps=200),
+        SamplerOptions(name="ddim", steps=200, eta=1.0),
+        SamplerOptions(name="ddpm", steps=1000),
+        SamplerOptions(name="fast", steps=12),
+    ],
+    ids=lambda o: f"{o.name}-{o.steps}-{o.eta}",
+)
+def test_recovers_a_gaussian(options):
+    cells = walk(options)
+    assert cells.mean() == pytest.approx(MEAN, abs=0.03)
+    assert cells.std() == pytest.approx(SPREAD, rel=0.08)
+
+
+def test_fast_beats_ddim_at_equal_cost():
+    exact = walk(SamplerOptions(name="ddim", steps=1000))
+    errors = {
+        name: np.abs(walk(SamplerOptions(name=name, steps=10)) - exact).mean() for name in ("ddim", "fast")
+    }
+    assert errors["fast"] < 0.5 * errors["ddim"]
+
+
+@pytest.mark.parametrize("name", ["ddim", "fast"])
+@pytest.mark.parametrize(("start", "steps"), [(100, 100), (1000, 7), (10, 10), (1000, 1), (20, 19)])
+def test_walks_go_down_to_zero_without_repeats(name, start, steps):
+    visited = timesteps(SCHEDULE, SamplerOptions(name=name, start=start, steps=steps))
+    assert len(visited) == steps and visited[0] == start - 1
+    assert (np.diff(visited) < 0).all()
+    assert steps == 1 or visited[-1] == 0
+
+
+def test_guidance_is_linear_extrapolation_and_none_costs_one_pass():
+    calls = []
+
+    def denoise(xt, t, control, drop, previous):
+        calls.append(xt.shape[0])
+        return jnp.where(drop[:, None, None], 0.3, 0.5) * jnp.ones_like(xt)
+
+    for weight, sets, want in ((0.0, 2, 0.5), (1.0, 4, 0.7)):
+        calls.clear()
+        cells = walk(SamplerOptions(start=10, steps=1, guidance=weight), denoise)
+        np.testing.assert_allclose(cells, want, atol=1e-4)
+        assert calls[0] == sets
+
+
+def test_small_and_negative_values_become_zero():
+    cells = walk(SamplerOptions(start=5, steps=5), lambda xt, *_: jnp.full_like(xt, 0.9e-4))
+    assert (cells == 0).all()
+
+
+def test_self_conditioning_feeds_the_previous_estimate():
+    def count(xt, t, control, drop, previous):
+        return previous + 1.0
+
+    np.testing.assert_allclose(walk(SamplerOptions(start=6, steps=6), count), 6.0)
+
+
+def test_a_set_does_not_depend_on_its_neighbours():
+    control = jnp.zeros((3, 8, 4))
+    keys = jax.random.split(jax.random.key(0), 3)
+    options = SamplerOptions(name="ddim", start=50, steps=5, eta=1.0)
+    arguments = {"schedule": SCHEDULE, "options": options}
+    together = sample(gaussian, control, keys=keys, **arguments)
+    alone = sample(gaussian, control[:1], keys=keys[2:], **arguments)
+    np.testing.assert_allclose(together[2:], alone, atol=1e-6)
+
+
+def test_start_from_control_cells():
+    control = jnp.full((1, 500, 2), 4.0)
+    got = walk(SamplerOptions(start=100, steps=1, init="control"), lambda xt, *_: xt, control)
+    level = SCHEDULE.alpha_bar[99]
+    assert got.mean() == pytest.approx(4.0 * np.sqrt(level), abs=0.05)
+    assert got.std() == pytest.approx(np.sqrt(1 - level), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"name": "euler"}, "ddim, ddpm, fast"),
+        ({"steps": 0}, "between 1 and start=1000"),
+        ({"start": 10, "steps": 11}, "between 1 and start=10"),
+        ({"name": "ddpm", "start": 100, "steps": 10}, "must equal start=100"),
+        ({"init": "zeros"}, "noise, control"),
+        ({"eta": -1.0}, "not be negative"),
+    ],
+)
+def test_wrong_options(given, said):
+    with pytest.raises(RequestError, match=said):
+        SamplerOptions(**given)
+
+
+def test_start_beyond_the_schedule():
+    with pytest.raises(RequestError, match="has 100 timesteps"):
+        samplers.timesteps(Schedule(steps=100), SamplerOptions(start=200, steps=10))

@@ -1,0 +1,105 @@
+"""The energy-distance kernel against loops in float64, its properties, and the recorded released values."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from perturbdiff_jax.kernels.energy_distance import energy_distance, pairwise_distance
+
+
+def loops(x, y, wx=None, wy=None):
+    """E|x-y| - 1/2 E|x-x'| - 1/2 E|y-y'| of one pair of sets, cell by cell."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    wx = np.full(len(x), 1 / len(x)) if wx is None else wx / wx.sum()
+    wy = np.full(len(y), 1 / len(y)) if wy is None else wy / wy.sum()
+
+    def mean(a, wa, b, wb):
+        return sum(wa[i] * wb[j] * np.linalg.norm(a[i] - b[j]) for i in range(len(a)) for j in range(len(b)))
+
+    return mean(x, wx, y, wy) - 0.5 * mean(x, wx, x, wx) - 0.5 * mean(y, wy, y, wy)
+
+
+@pytest.fixture
+def sets():
+    rng = np.random.default_rng(0)
+    x = rng.gamma(0.5, 0.2, (3, 9, 20)) * (rng.random((3, 9, 20)) < 0.4)
+    y = rng.gamma(0.5, 0.3, (3, 7, 20))
+    return x.astype(np.float32), y.astype(np.float32)
+
+
+def test_equals_loops(sets):
+    x, y = sets
+    want = [loops(a, b) for a, b in zip(x, y)]
+    np.testing.assert_allclose(energy_distance(x, y), want, atol=2e-4)
+
+
+def test_weights_equal_loops_and_masking_equals_deleting(sets):
+    x, y = sets
+    mask = np.array([1, 1, 1, 0, 1, 0, 1], np.float32)
+    got = energy_distance(x, y, weights_y=np.stack([mask] * 3))
+    np.testing.assert_allclose(got, energy_distance(x, y[:, mask > 0]), atol=2e-5)
+    weights = np.linspace(0.5, 2, 9)
+    got = energy_distance(x, y, weights_x=np.stack([weights] * 3))
+    np.testing.assert_allclose(got, [loops(a, b, weights) for a, b in zip(x, y)], atol=2e-4)
+
+
+def test_zero_for_equal_sets_symmetric_and_blind_to_order(sets):
+    x, y = sets
+    np.testing.assert_allclose(energy_distance(x, x), 0.0, atol=1e-6)
+    np.testing.assert_allclose(energy_distance(x, y), energy_distance(y, x), atol=1e-6)
+    np.testing.assert_allclose(energy_distance(x[:, ::-1], y), energy_distance(x, y), atol=1e-6)
+    assert (np.asarray(energy_distance(x, y)) > 0).all()
+
+
+@pytest.mark.parametrize("argument", [0, 1])
+def test_gradient_equals_differences(sets, argument):
+    x, y = (a.astype(np.float64) for a in sets)
+    weights = np.linspace(0.5, 2, 7)
+    gradient = jax.grad(
+        lambda *a: energy_distance(*a, weights_y=jnp.stack([weights] * 3)).sum(), argnums=argument
+    )(jnp.float32(x), jnp.float32(y))
+    rng = np.random.default_rng(1)
+    for _ in range(3):
+        direction = rng.normal(size=(x, y)[argument].shape)
+        moved = [(x, y), (x, y)]
+        for i, sign in enumerate((1, -1)):
+            pair = [x, y]
+            pair[argument] = pair[argument] + sign * 1e-5 * direction
+            moved[i] = sum(loops(a, b, None, weights) for a, b in zip(*pair))
+        want = (moved[0] - moved[1]) / 2e-5
+        np.testing.assert_allclose((np.asarray(gradient) * direction).sum(), want, rtol=2e-3)
+
+
+def test_gradient_is_finite_where_cells_coincide():
+    x = jnp.zeros((1, 4, 5)).at[0, 0].set(1.0)
+    gradient = jax.grad(lambda y: energy_distance(x, y).sum())(x)
+    assert np.isfinite(gradient).all()
+
+
+def test_no_tensor_of_all_pairs_and_genes_exists():
+    cells, genes = 64, 300
+    x = jnp.ones((2, cells, genes))
+    text = jax.jit(jax.grad(lambda y: energy_distance(x, y).sum())).lower(x).as_text()
+    assert f"{cells}x{cells}x" in text  # distances are there
+    assert f"{cells}x{cells}x{genes}" not in text
+
+
+def test_bfloat16_input_is_computed_in_float32(sets):
+    x, y = (jnp.asarray(a, jnp.bfloat16) for a in sets)
+    got = energy_distance(x, y)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, energy_distance(x.astype(jnp.float32), y.astype(jnp.float32)), atol=1e-6)
+
+
+def test_distances_have_a_floor():
+    assert float(pairwise_distance(jnp.zeros((1, 3)), jnp.zeros((1, 3)))[0, 0]) == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_recorded_released_values(shared, case):
+    recorded = np.load(shared / "golden/common/energy.npz")
+    x, y = recorded[f"e{case}_x"], recorded[f"e{case}_y"]
+    np.testing.assert_allclose(energy_distance(x, y), recorded[f"e{case}_geomloss"], atol=2e-4)
+    gradient = jax.grad(lambda y: energy_distance(x, y).mean())(y)
+    np.testing.assert_allclose(gradient, recorded[f"e{case}_grad_y_of_mean"], atol=5e-6)
