@@ -19,28 +19,61 @@ class _Parser(argparse.ArgumentParser):
 
 def _prepare(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--input", nargs="+", required=True, metavar="A.h5ad", help="one or several h5ad files with the same genes")
+    add(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="A.h5ad",
+        help="one or several h5ad files with the same genes",
+    )
     add("--output", required=True, metavar="STORE", help="the store to write")
     add("--perturbation-key", required=True, metavar="K", help="obs column of the perturbation")
     add("--control", required=True, metavar="LABEL", help="label of unperturbed cells in that column")
-    add("--cell-type-key", metavar="K", help="obs column of the cell type; without it all cells are of one type")
+    add(
+        "--cell-type-key",
+        metavar="K",
+        help="obs column of the cell type; without it all cells are of one type",
+    )
     add("--batch-key", metavar="K", help="obs column of the batch, donor or replicate")
     add("--dose-key", metavar="K", help="obs column of the dose")
     add("--layer", metavar="L", help="read this layer instead of X")
     add("--values", default="auto", choices=("auto", "counts", "lognorm"), help="what X or the layer holds")
-    add("--total-key", metavar="K", help="obs column of whole-transcriptome totals, for files with selected genes")
-    add("--target-sum", type=float, default=1e4, metavar="N", help="total that every cell is normalised to (10,000)")
+    add(
+        "--total-key",
+        metavar="K",
+        help="obs column of whole-transcriptome totals, for files with selected genes",
+    )
+    add(
+        "--target-sum",
+        type=float,
+        default=1e4,
+        metavar="N",
+        help="total that every cell is normalised to (10,000)",
+    )
     genes = parser.add_mutually_exclusive_group()
-    genes.add_argument("--hvg", type=int, default=2000, metavar="N", help="keep N highly variable genes (2,000)")
+    genes.add_argument(
+        "--hvg", type=int, default=2000, metavar="N", help="keep N highly variable genes (2,000)"
+    )
     genes.add_argument("--genes", metavar="FILE", help="keep the genes listed in this text, csv or json file")
     genes.add_argument("--all-genes", action="store_true", help="keep every gene")
     add("--split", metavar="FILE", help=".json or .toml file that says what is held out")
-    add("--holdout", type=float, metavar="X", help="hold out this share of the perturbations as the test split")
+    add(
+        "--holdout",
+        type=float,
+        metavar="X",
+        help="hold out this share of the perturbations as the test split",
+    )
     add("--holdout-validation", type=float, default=0.0, metavar="X", help="and this share for validation")
     add("--holdout-batch", metavar="A,B", help="only in these batches")
     add("--holdout-cell-type", metavar="A,B", help="only in these cell types")
     add("--seed", type=int, default=0, metavar="N", help="seed of the hold-out and of the order of cells")
-    add("--cells-per-set", type=int, default=32, metavar="S", help="set size assumed by the closing table (32)")
+    add(
+        "--cells-per-set",
+        type=int,
+        default=32,
+        metavar="S",
+        help="set size assumed by the closing table (32)",
+    )
     add("--overwrite", action="store_true", help="replace a store that is there already")
 
 
@@ -69,14 +102,24 @@ def _predict(parser: argparse.ArgumentParser) -> None:
     add("--output", required=True, metavar="PRED.h5ad", help="the predictions to write")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--perturbations", metavar="A,B", help="predict these in every context of the controls")
-    what.add_argument("--design", metavar="TABLE.csv", help="columns perturbation, cell_type, batch [, cells, draws]")
+    what.add_argument(
+        "--design", metavar="TABLE.csv", help="columns perturbation, cell_type, batch [, cells, draws]"
+    )
     what.add_argument("--split", metavar="test", help="predict this split of --store, with its control cells")
     add("--store", metavar="STORE", help="the store, with --split")
     add("--cell-type-key", metavar="K", help="obs column of the cell type in --input")
     add("--batch-key", metavar="K", help="obs column of the batch in --input")
     add("--total-key", metavar="K", help="obs column of whole-transcriptome totals in --input")
-    add("--min-gene-overlap", type=float, default=0.8, metavar="X", help="least share of genes in common (0.8)")
-    add("--cells-per-condition", type=int, metavar="N", help="default: as many as control (or held-out) cells")
+    add(
+        "--min-gene-overlap",
+        type=float,
+        default=0.8,
+        metavar="X",
+        help="least share of genes in common (0.8)",
+    )
+    add(
+        "--cells-per-condition", type=int, metavar="N", help="default: as many as control (or held-out) cells"
+    )
     add("--draws", type=int, default=1, metavar="K", help="independent populations of each condition (1)")
     add("--sampler", choices=("ddim", "ddpm", "fast"), help="default: the bundle's")
     add("--steps", type=int, metavar="N", help="network evaluations of the walk")
@@ -89,7 +132,7 @@ def _predict(parser: argparse.ArgumentParser) -> None:
 def _run_predict(args: argparse.Namespace) -> None:
     from perturbdiff_jax import load
     from perturbdiff_jax.design import read_design, split_design
-    from perturbdiff_jax.predict import write_predictions
+    from perturbdiff_jax.predictions import write_predictions
 
     if args.split and not args.store:
         raise RequestError("--split needs --store, the store that holds the split.")
@@ -149,7 +192,11 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     add("--cell-type-key", metavar="K")
     add("--batch-key", metavar="K", help="compare with the real cells of the same batch only")
     add("--total-key", metavar="K", help="obs column of whole-transcriptome totals in a raw-count REAL")
-    add("--baselines", metavar="STORE", help="score the simple rivals too, fitted on this store's training cells")
+    add(
+        "--baselines",
+        metavar="STORE",
+        help="score the simple rivals too, fitted on this store's training cells",
+    )
     add("--seed", type=int, default=0, metavar="N", help="seed of resampling")
 
 
@@ -172,7 +219,9 @@ def _run_evaluate(args: argparse.Namespace) -> None:
 
 
 def _report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="directory of a run or of an evaluation")
+    parser.add_argument(
+        "--workdir", required=True, metavar="DIR", help="directory of a run or of an evaluation"
+    )
     parser.add_argument("--output", metavar="report.html", help="default: report.html in the directory")
 
 
@@ -196,7 +245,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["train"]:
         # The same door as `python -m perturbdiff_jax.main`, whose flags come from the config file.
         return train_run(arguments[1:])
-    parser = _Parser(prog="perturbdiff", description="Predicts how populations of cells respond to perturbations.")
+    parser = _Parser(
+        prog="perturbdiff", description="Predicts how populations of cells respond to perturbations."
+    )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     verbs.add_parser("train", help="config -> checkpoint bundle, predictions, metrics, report")
     for name, (text, fill, _) in VERBS.items():

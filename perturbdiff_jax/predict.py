@@ -7,7 +7,6 @@
 """
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,11 +20,12 @@ import scipy.sparse as sp
 from perturbdiff_jax import settings as run_settings
 from perturbdiff_jax.checkpoint import Bundle, Checkpoints, read_bundle
 from perturbdiff_jax.controls import ControlCells, from_anndata
-from perturbdiff_jax.design import CONDITION, check_design, full_design
+from perturbdiff_jax.design import check_design, full_design
 from perturbdiff_jax.diffusion import samplers
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.models.mmdit import Denoiser
 from perturbdiff_jax.population import Request, Walker
+from perturbdiff_jax.predictions import assemble
 from perturbdiff_jax.state import init_params
 from perturbdiff_jax.step import bind
 from perturbdiff_jax.telemetry import Progress
@@ -194,7 +194,17 @@ class Predictor:
             labels += [(request.perturbation, request.cell_type, request.batch, request.draw)] * len(cells)
             context = sources[(request.cell_type, request.batch)]
             used.setdefault(context, set()).update(rows.tolist())
-        return self._assemble(blocks, labels, controls, used, sampler, seed)
+        return assemble(
+            blocks,
+            labels,
+            controls,
+            used,
+            bundle=self.bundle,
+            checkpoint=str(self.path),
+            step=self.step,
+            sampler=sampler,
+            seed=seed,
+        )
 
     def _requests(self, design, controls, echo):
         requests, sources = [], {}
@@ -217,39 +227,6 @@ class Predictor:
             for draw in range(int(row.draws)):
                 requests.append(Request(*names, codes, wanted, cells, draw))
         return requests, sources
-
-    def _assemble(self, blocks, labels, controls, used, sampler, seed) -> anndata.AnnData:
-        keys = self.bundle.keys
-        names = [f"predicted{i:07d}" for i in range(len(labels))]
-        for context, rows in sorted(used.items()):
-            rows = sorted(rows)
-            blocks.append(controls.cells[context][rows])
-            labels = labels + [(self.bundle.control, *context, 0)] * len(rows)
-            names += [controls.names[context][row] for row in rows]
-        table = pd.DataFrame(labels, columns=[*CONDITION, "draw"], index=names)
-        trained = {name for name, _, _ in self.bundle.trained}
-        table["seen_perturbation"] = table["perturbation"].isin(trained | {self.bundle.control})
-        renamed = {role: keys[role] for role in CONDITION if keys.get(role)}
-        table = table.drop(columns=[role for role in CONDITION if role not in renamed]).rename(
-            columns=renamed
-        )
-        for column in renamed.values():
-            table[column] = table[column].astype("category")
-        matrix = sp.vstack(blocks, format="csr").astype(np.float32)
-        predicted = anndata.AnnData(X=matrix, obs=table, var=pd.DataFrame(index=list(self.bundle.genes)))
-        predicted.obs_names_make_unique()
-        predicted.uns["perturbdiff"] = {
-            "checkpoint": str(self.path),
-            "checkpoint_step": self.step,
-            "sampler": dataclasses.asdict(sampler),
-            "seed": seed,
-            "target_sum": float(self.bundle.values["target_sum"]),
-            "divisor": float(self.bundle.values["divisor"]),
-            "keys": {role: name for role, name in keys.items() if name},
-            "control": self.bundle.control,
-            "versions": self.bundle.versions,
-        }
-        return predicted
 
     def denoise(
         self, xt, t, control, *, perturbation=None, cell_type=None, batch=None, self_condition=None
@@ -300,13 +277,3 @@ class Predictor:
 
         noise = None if init_noise is None else jnp.asarray(init_noise)
         return np.asarray(jax.jit(walk)(self.params, jnp.asarray(control), noise, *codes))
-
-
-def write_predictions(predicted: anndata.AnnData, output: str | Path) -> Path:
-    """Writes the h5ad aside and renames it."""
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    predicted.write_h5ad(partial, compression="gzip")
-    os.replace(partial, output)
-    return output

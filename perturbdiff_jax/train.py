@@ -13,27 +13,25 @@ import jax
 import numpy as np
 
 from perturbdiff_jax import rng, sharding
-from perturbdiff_jax.checkpoint import Bundle, Checkpoints, package_versions, write_bundle
+from perturbdiff_jax.checkpoint import Checkpoints, write_bundle
 from perturbdiff_jax.controls import from_store
+from perturbdiff_jax.data.conditions import TEST, VALIDATION
 from perturbdiff_jax.data.loader import SetSource, prefetch
-from perturbdiff_jax.data.prepare import prepare
-from perturbdiff_jax.data.simulate import CONTROL, write_simulated
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.design import split_design
-from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.evaluation.evaluate import evaluate
 from perturbdiff_jax.evaluation.report import write_report
 from perturbdiff_jax.optim import learning_rate, optimizer
 from perturbdiff_jax.population import Walker
-from perturbdiff_jax.predict import build_model, load, write_predictions
+from perturbdiff_jax.predict import build_model, load
+from perturbdiff_jax.predictions import write_predictions
 from perturbdiff_jax.run_record import RunRecord, check_same_run
-from perturbdiff_jax.settings import BEST_METRICS, Settings, from_config
+from perturbdiff_jax.run_setup import describe, open_store, resolve_covariates, store_facts
+from perturbdiff_jax.settings import Settings, from_config
 from perturbdiff_jax.state import count_parameters, create_state, init_params
 from perturbdiff_jax.step import StepParts, compile_step
 from perturbdiff_jax.telemetry import Progress, RunLog
 from perturbdiff_jax.validation import SampledValidation
-
-LARGEST_LOGNORM = 14.0  # cap of predictions where the total of a cell is not known
 
 
 def train_and_evaluate(config, workdir: str | Path) -> Path:
@@ -52,10 +50,11 @@ def train_and_evaluate(config, workdir: str | Path) -> Path:
     record = RunRecord(workdir)
     with record.stage("prepare"):
         store = open_store(settings, workdir)
-    record.note(store=_facts(store))
+    settings = resolve_covariates(settings, store)
+    record.note(store=store_facts(store))
     with record.stage("train"):
         record.note(**train(settings, store, workdir))
-    if not (store.groups.split == 2).any():
+    if not (store.groups.split == TEST).any():
         print("No condition is held out for testing: nothing to predict and score (see config.holdout).")
         return write_report(workdir)
     with record.stage("predict"):
@@ -77,28 +76,6 @@ def train_and_evaluate(config, workdir: str | Path) -> Path:
     report = write_report(workdir)
     print(f"bundle       {workdir / 'bundle'}\npredictions  {predictions}\nreport       {report}")
     return report
-
-
-def open_store(settings: Settings, workdir: Path) -> Store:
-    """The store of a run: the one named, or one prepared below the work directory from h5ad files or simulation."""
-    data = settings.data
-    if data.store:
-        return Store.open(data.store)
-    path = workdir / "store"
-    if path.exists():
-        return Store.open(path)
-    inputs = [name.strip() for name in data.input.split(",") if name.strip()]
-    if not inputs:
-        simulated = workdir / "simulated.h5ad"
-        if not simulated.exists():
-            print("Simulating a perturbation screen (no config.data.input was given).", flush=True)
-            write_simulated(settings.simulate, simulated)
-        inputs = [str(simulated)]
-        data = dataclasses.replace(data, control=CONTROL)
-    options = data.prepare_options(
-        settings.holdout, seed=settings.seed, cells_per_set=settings.loader.cells_per_set
-    )
-    return prepare(inputs, path, options)
 
 
 def train(settings: Settings, store: Store, workdir: Path) -> dict:
@@ -186,7 +163,7 @@ def _loop(settings, parts, mesh, source, state, first, validation, checkpoints, 
 def make_validation(settings: Settings, store: Store, model) -> SampledValidation:
     """Sampled validation on the validation split; on training conditions, said aloud, when there is none."""
     split = "validation"
-    if not (store.groups.split == 1).any():
+    if not (store.groups.split == VALIDATION).any():
         split = "train"
         print("No validation split: checkpoints are compared on training conditions.", flush=True)
     walker = Walker(
@@ -204,36 +181,6 @@ def make_validation(settings: Settings, store: Store, model) -> SampledValidatio
     )
 
 
-def describe(settings: Settings, store: Store) -> Bundle:
-    """The bundle's facts: everything that a prediction needs besides weights."""
-    groups = store.groups
-    seen = np.flatnonzero((groups.split == 0) | ((groups.split == 3) & settings.loader.train_on_controls))
-    if not (groups.split == 0).any():
-        raise RequestError(f"{store.path}: no perturbed cell is left for training; hold out less.")
-    named = zip(groups.perturbation[seen], groups.cell_type[seen], groups.batch[seen])
-    best = settings.train.best_metric
-    values = store.manifest["values"]
-    return Bundle(
-        genes=store.genes,
-        perturbations=store.perturbations,
-        cell_types=store.cell_types,
-        batches=store.batches,
-        control=store.control,
-        keys=store.manifest["keys"],
-        values={
-            "target_sum": values["target_sum"],
-            "log": "log1p",
-            "divisor": settings.loader.divisor,
-            "largest": math.log1p(values["target_sum"]) if store.is_counts else LARGEST_LOGNORM,
-        },
-        trained=[[store.perturbations[p], store.cell_types[c], store.batches[b]] for p, c, b in named],
-        split=store.manifest["split"],
-        settings=settings.to_dict(),
-        best_metric={"name": best, "mode": BEST_METRICS[best].__name__},
-        versions=package_versions(),
-    )
-
-
 def predict_test(settings: Settings, store: Store, workdir: Path) -> Path:
     """Predicts the test split with the best checkpoint, as many cells as the real data have."""
     model = load(workdir / "bundle")
@@ -246,17 +193,3 @@ def predict_test(settings: Settings, store: Store, workdir: Path) -> Path:
         seed=settings.seed,
     )
     return write_predictions(predicted, workdir / "predictions.h5ad")
-
-
-def _facts(store: Store) -> dict:
-    manifest = store.manifest
-    return {
-        "name": ", ".join(Path(s["path"]).name for s in manifest["sources"]),
-        "path": str(store.path),
-        "cells": store.n_cells,
-        "genes": len(store.genes),
-        "perturbations": len(store.perturbations) - 1,
-        "cell_types": len(store.cell_types),
-        "batches": len(store.batches),
-        "split": manifest["split"],
-    }

@@ -17,7 +17,7 @@ class CovariateEncoder(nn.Module):
     """Learned tables for the three covariates; perturbation row 0 means "none", so codes are shifted by one.
 
     Attributes:
-      perturbations, cell_types, batches: vocabulary sizes; `batches` 0 leaves the batch covariate out.
+      perturbations, cell_types, batches: vocabulary sizes; 0 leaves a covariate out (not the perturbation).
       width: embedding width of each covariate.
       genes: G, the output width.
     """
@@ -32,15 +32,15 @@ class CovariateEncoder(nn.Module):
     @nn.compact
     def __call__(self, perturbation: jax.Array, cell_type: jax.Array, batch: jax.Array) -> jax.Array:
         """Maps codes [...] (perturbation -1 = none) to [..., G]."""
-        sizes = {
+        tables = {
             "perturbation": (perturbation + 1, self.perturbations + 1),
             "cell_type": (cell_type, self.cell_types),
+            "batch": (batch, self.batches),
         }
-        if self.batches:
-            sizes["batch"] = (batch, self.batches)
         parts = []
-        for name, (code, size) in sizes.items():
-            table = self.param(name, TABLE_INIT, (size, self.width), jnp.float32)
-            parts.append(jnp.take(table, code, axis=0))
+        for name, (code, size) in tables.items():
+            if size:
+                table = self.param(name, TABLE_INIT, (size, self.width), jnp.float32)
+                parts.append(jnp.take(table, code, axis=0))
         mixed = jnp.concatenate(parts, axis=-1).astype(self.dtype)
         return Linear(self.genes, dtype=self.dtype, name="mix")(mixed)

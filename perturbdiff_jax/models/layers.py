@@ -17,11 +17,12 @@ NORM_EPS = 1e-6
 def time_features(t: jax.Array) -> jax.Array:
     """Sinusoidal features [..., 256] of integer timesteps [...]: cosines first, then sines, max period 10000.
 
-    The frequency table is formed in float32 (float64 would move features by up to 9e-5 at t = 999).
+    The exponent is formed in float32, as released (in float64 features would move by up to 9e-5 at t = 999).
     """
     half = TIME_FEATURES // 2
     exponent = np.float32(-np.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
-    angle = jnp.einsum("...,f->...f", t.astype(jnp.float32), np.exp(exponent))
+    frequency = np.exp(exponent.astype(np.float64)).astype(np.float32)
+    angle = jnp.einsum("...,f->...f", t.astype(jnp.float32), frequency)
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 

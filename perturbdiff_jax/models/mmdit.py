@@ -26,6 +26,7 @@ from perturbdiff_jax.models.layers import (
 )
 
 ANCHORS = ("none", "control", "scaled_control")
+USES = ("yes", "no", "auto")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -38,6 +39,10 @@ class ModelOptions:
     heads: int = 8
     mlp_ratio: int = 4
     covariate_width: int = 128
+    # Covariates besides the perturbation: "yes", "no", or "auto" = yes unless the hold-out has a cell type (batch)
+    # without any perturbed training cell. Then control cells alone tell the context, and that carries over.
+    use_cell_type: str = "yes"
+    use_batch: str = "yes"
     norm_of_block_input: bool = True  # released order; False = the textbook order (norm after the residual)
     # What the output is added to before the ReLU. Released: nothing ("none"). "control": the control cell of
     # the same token, so that the network predicts a change; "scaled_control": the same with a factor per gene
@@ -54,6 +59,9 @@ class ModelOptions:
             )
         if self.anchor not in ANCHORS:
             raise RequestError(f"model.anchor={self.anchor!r}: allowed are {', '.join(ANCHORS)}.")
+        for name in ("use_cell_type", "use_batch"):
+            if getattr(self, name) not in USES:
+                raise RequestError(f"model.{name}={getattr(self, name)!r}: allowed are {', '.join(USES)}.")
         if self.dtype not in DTYPES:
             raise RequestError(f"model.dtype={self.dtype!r}: allowed are {', '.join(DTYPES)}.")
         if min(self.width, self.depth, self.heads, self.mlp_ratio, self.covariate_width) < 1:
@@ -157,8 +165,8 @@ class Denoiser(nn.Module):
             perturbation, cell_type, batch = (code[:, None] for code in (perturbation, cell_type, batch))
         covariates = CovariateEncoder(
             perturbations=self.perturbations,
-            cell_types=self.cell_types,
-            batches=self.batches,
+            cell_types=self.cell_types if opts.use_cell_type != "no" else 0,
+            batches=self.batches if opts.use_batch != "no" else 0,
             genes=self.genes,
             width=opts.covariate_width,
             dtype=dtype,

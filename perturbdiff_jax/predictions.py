@@ -1,0 +1,77 @@
+"""Predicted cells as AnnData and h5ad, ready for cell-eval and scanpy."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from perturbdiff_jax.checkpoint import Bundle
+from perturbdiff_jax.controls import ControlCells
+from perturbdiff_jax.design import CONDITION
+from perturbdiff_jax.diffusion.samplers import SamplerOptions
+
+
+def assemble(
+    blocks: list[sp.csr_matrix],
+    labels: list[tuple[str, str, str, int]],
+    controls: ControlCells,
+    used: dict[tuple[str, str], set[int]],
+    *,
+    bundle: Bundle,
+    checkpoint: str,
+    step: int,
+    sampler: SamplerOptions,
+    seed: int,
+) -> anndata.AnnData:
+    """Joins predicted cells and, behind them, the real control cells that were used.
+
+    Args:
+      blocks: predicted cells [n, G] each, log1p-normalised.
+      labels: (perturbation, cell type, batch, draw) of every predicted cell.
+      controls, used: where control cells come from, and which rows of which context served.
+      bundle, checkpoint, step, sampler, seed: what `uns["perturbdiff"]` tells about the prediction.
+    """
+    keys = bundle.keys
+    blocks = list(blocks)
+    names = [f"predicted{i:07d}" for i in range(len(labels))]
+    for context, rows in sorted(used.items()):
+        rows = sorted(rows)
+        blocks.append(controls.cells[context][rows])
+        labels = labels + [(bundle.control, *context, 0)] * len(rows)
+        names += [controls.names[context][row] for row in rows]
+    table = pd.DataFrame(labels, columns=[*CONDITION, "draw"], index=names)
+    trained = {name for name, _, _ in bundle.trained}
+    table["seen_perturbation"] = table["perturbation"].isin(trained | {bundle.control})
+    renamed = {role: keys[role] for role in CONDITION if keys.get(role)}
+    table = table.drop(columns=[role for role in CONDITION if role not in renamed]).rename(columns=renamed)
+    for column in renamed.values():
+        table[column] = table[column].astype("category")
+    matrix = sp.vstack(blocks, format="csr").astype(np.float32)
+    predicted = anndata.AnnData(X=matrix, obs=table, var=pd.DataFrame(index=list(bundle.genes)))
+    predicted.obs_names_make_unique()
+    predicted.uns["perturbdiff"] = {
+        "checkpoint": checkpoint,
+        "checkpoint_step": step,
+        "sampler": dataclasses.asdict(sampler),
+        "seed": seed,
+        "target_sum": float(bundle.values["target_sum"]),
+        "divisor": float(bundle.values["divisor"]),
+        "keys": {role: name for role, name in keys.items() if name},
+        "control": bundle.control,
+        "versions": bundle.versions,
+    }
+    return predicted
+
+
+def write_predictions(predicted: anndata.AnnData, output: str | Path) -> Path:
+    """Writes the h5ad aside and renames it."""
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(output.name + ".partial")
+    predicted.write_h5ad(partial, compression="gzip")
+    os.replace(partial, output)
+    return output

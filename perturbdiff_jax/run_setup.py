@@ -1,0 +1,107 @@
+"""What a run is made of before its first step: the store, the settled settings, the facts of its bundle."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+
+from perturbdiff_jax.checkpoint import Bundle, package_versions
+from perturbdiff_jax.data.conditions import CONTROL as CONTROL_SPLIT
+from perturbdiff_jax.data.conditions import TEST, TRAIN, VALIDATION
+from perturbdiff_jax.data.prepare import prepare
+from perturbdiff_jax.data.simulate import CONTROL, write_simulated
+from perturbdiff_jax.data.store import Store
+from perturbdiff_jax.errors import RequestError, shorten
+from perturbdiff_jax.settings import BEST_METRICS, Settings
+
+LARGEST_LOGNORM = 14.0  # cap of predictions where the total of a cell is not known
+
+
+def open_store(settings: Settings, workdir: Path) -> Store:
+    """The store of a run: the one named, or one prepared below the work directory from h5ad files or simulation."""
+    data = settings.data
+    if data.store:
+        return Store.open(data.store)
+    path = workdir / "store"
+    if path.exists():
+        return Store.open(path)
+    inputs = [name.strip() for name in data.input.split(",") if name.strip()]
+    if not inputs:
+        simulated = workdir / "simulated.h5ad"
+        if not simulated.exists():
+            print("Simulating a perturbation screen (no config.data.input was given).", flush=True)
+            write_simulated(settings.simulate, simulated)
+        inputs = [str(simulated)]
+        data = dataclasses.replace(data, control=CONTROL)
+    options = data.prepare_options(
+        settings.holdout, seed=settings.seed, cells_per_set=settings.loader.cells_per_set
+    )
+    return prepare(inputs, path, options)
+
+
+def resolve_covariates(settings: Settings, store: Store) -> Settings:
+    """Decides `auto` covariates: a held-out cell type or batch that was never perturbed has no use for a table row."""
+    groups, chosen = store.groups, {}
+    for name, role, vocabulary in (
+        ("use_cell_type", "cell_type", store.cell_types),
+        ("use_batch", "batch", store.batches),
+    ):
+        if getattr(settings.model, name) != "auto":
+            continue
+        codes = getattr(groups, role)
+        trained = set(codes[groups.split == TRAIN].tolist())
+        unseen = set(codes[(groups.split == VALIDATION) | (groups.split == TEST)].tolist()) - trained
+        chosen[name] = "no" if unseen else "yes"
+        if unseen:
+            named = shorten([vocabulary[code] for code in sorted(unseen)])
+            print(
+                f"No perturbed cell of {named} in training: the model reads the {role} off the control cells."
+            )
+    return dataclasses.replace(settings, model=dataclasses.replace(settings.model, **chosen))
+
+
+def describe(settings: Settings, store: Store) -> Bundle:
+    """The bundle's facts: everything that a prediction needs besides weights."""
+    groups = store.groups
+    splits = (TRAIN, CONTROL_SPLIT) if settings.loader.train_on_controls else (TRAIN,)
+    seen = np.flatnonzero(np.isin(groups.split, splits))
+    if not (groups.split == TRAIN).any():
+        raise RequestError(f"{store.path}: no perturbed cell is left for training; hold out less.")
+    named = zip(groups.perturbation[seen], groups.cell_type[seen], groups.batch[seen])
+    best = settings.train.best_metric
+    values = store.manifest["values"]
+    return Bundle(
+        genes=store.genes,
+        perturbations=store.perturbations,
+        cell_types=store.cell_types,
+        batches=store.batches,
+        control=store.control,
+        keys=store.manifest["keys"],
+        values={
+            "target_sum": values["target_sum"],
+            "log": "log1p",
+            "divisor": settings.loader.divisor,
+            "largest": math.log1p(values["target_sum"]) if store.is_counts else LARGEST_LOGNORM,
+        },
+        trained=[[store.perturbations[p], store.cell_types[c], store.batches[b]] for p, c, b in named],
+        split=store.manifest["split"],
+        settings=settings.to_dict(),
+        best_metric={"name": best, "mode": BEST_METRICS[best].__name__},
+        versions=package_versions(),
+    )
+
+
+def store_facts(store: Store) -> dict:
+    """What the run record and the report say about the cells."""
+    manifest = store.manifest
+    return {
+        "name": ", ".join(Path(s["path"]).name for s in manifest["sources"]),
+        "path": str(store.path),
+        "cells": store.n_cells,
+        "genes": len(store.genes),
+        "perturbations": len(store.perturbations) - 1,
+        "cell_types": len(store.cell_types),
+        "batches": len(store.batches),
+        "split": manifest["split"],
+    }
