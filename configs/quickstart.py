@@ -23,7 +23,7 @@ def get_config():
     config.model.width = 128
     config.model.depth = 4
     config.model.heads = 4
-    config.model.anchor = "scaled_control"  # predict the change of a control cell: learns in minutes
+    config.model.anchor = "control"  # predict the change of a control cell: learns in minutes
     config.objective.drop_condition = 0.1  # no guidance when sampling, so little need for the null branch
     config.optim.learning_rate = 1e-3
     config.optim.warmup_steps = 100

@@ -9,9 +9,10 @@ Orbax writes asynchronously, aside, and renames; the latest checkpoint and the b
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import jax
 import orbax.checkpoint as ocp
@@ -24,6 +25,10 @@ FORMAT = "perturbdiff-bundle"
 VERSION = 1
 FILE = "bundle.json"
 PACKAGES = ("perturbdiff_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "anndata", "cell-eval")
+
+
+# Orbax warns that what was opened for reading is open for reading; nobody but us can have asked for that.
+logging.getLogger("absl").addFilter(lambda record: "Given directory is read only" not in str(record.msg))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,17 +84,20 @@ def read_bundle(path: str | Path) -> Bundle:
         raise RequestError(f"{path}: not a checkpoint bundle ({FILE} is missing).{hint}")
     try:
         content = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # not JSON, or not text
         raise RequestError(f"{file}: damaged ({error}).") from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise RequestError(f"{file}: not a {FORMAT} file.")
     version = content.pop("version", None)
     if version != VERSION:
         raise RequestError(f"{file}: bundle version {version!r}; this release reads version {VERSION}.")
-    names = {field.name for field in dataclasses.fields(Bundle)}
-    if set(content) != names:
-        wrong = sorted(set(content) ^ names)
+    kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(Bundle).items()}
+    if set(content) != set(kinds):
+        wrong = sorted(set(content) ^ set(kinds))
         raise RequestError(f"{file}: damaged, keys missing or unknown: {', '.join(wrong)}.")
+    for name, kind in kinds.items():
+        if not isinstance(content[name], kind):
+            raise RequestError(f"{file}: damaged, {name} must be a {kind.__name__}.")
     return Bundle(**content)
 
 
@@ -111,6 +119,7 @@ class Checkpoints:
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), keep_best]),
                 create=not read_only,
                 read_only=read_only,
+                save_interval_steps=0 if read_only else 1,
                 cleanup_tmp_directories=not read_only,
             ),
         )

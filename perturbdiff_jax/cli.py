@@ -14,7 +14,7 @@ class _Parser(argparse.ArgumentParser):
     """Tells usage errors like every other wrong request."""
 
     def error(self, message: str):
-        raise RequestError(f"{message}\n{self.format_usage().strip()}")
+        raise RequestError(f"{message}\nSee: {self.prog} --help")
 
 
 def _prepare(parser: argparse.ArgumentParser) -> None:
@@ -90,6 +90,10 @@ def _run_prepare(args: argparse.Namespace) -> None:
     ).rule()
     if args.split and rule:
         raise RequestError("--split and --holdout: give one of them.")
+    if not rule and (args.holdout_batch or args.holdout_cell_type):
+        raise RequestError(
+            "--holdout-batch and --holdout-cell-type say where: give --holdout, the share, too."
+        )
     known = {field.name for field in dataclasses.fields(PrepareOptions)}
     given = {name: value for name, value in vars(args).items() if name in known and name != "holdout"}
     prepare(args.input, args.output, PrepareOptions(**given, holdout=rule))
@@ -132,12 +136,15 @@ def _predict(parser: argparse.ArgumentParser) -> None:
 def _run_predict(args: argparse.Namespace) -> None:
     from perturbdiff_jax import load
     from perturbdiff_jax.design import read_design, split_design
-    from perturbdiff_jax.predictions import write_predictions
+    from perturbdiff_jax.predictions import check_output, write_predictions
 
     if args.split and not args.store:
         raise RequestError("--split needs --store, the store that holds the split.")
     if not args.split and not args.input:
         raise RequestError("--input is needed: the control cells of the contexts to predict.")
+    if args.split and args.input:
+        raise RequestError("--split takes the control cells from --store; leave out --input.")
+    check_output(args.output, [name for name in (args.input, args.design, args.store) if name])
     model = load(args.checkpoint, which=args.which)
     given = {"name": args.sampler, "steps": args.steps, "start": args.start, "guidance": args.guidance}
     given = {name: value for name, value in given.items() if value is not None}
@@ -153,19 +160,18 @@ def _run_predict(args: argparse.Namespace) -> None:
         "seed": args.seed,
     }
     if args.split:
-        from perturbdiff_jax.controls import from_store
+        from perturbdiff_jax.controls import check_store, from_store
         from perturbdiff_jax.data.store import Store
 
         store = Store.open(args.store)
-        if store.genes != model.bundle.genes:
-            raise RequestError(f"--store {args.store}: its genes differ from those of {args.checkpoint}.")
+        check_store(store, model.bundle)
         design = split_design(store, args.split)
         if args.cells_per_condition is not None:
             design = design.drop(columns="cells")
         predicted = model.predict_design(design, from_store(store), **common)
     else:
         design = read_design(args.design) if args.design else None
-        names = args.perturbations.split(",") if args.perturbations else None
+        names = None if args.design else [name.strip() for name in args.perturbations.split(",")]
         if names and len(names) > 1 and args.perturbations in model.perturbations:
             names = [args.perturbations]  # one label that contains commas, such as [('DMSO_TF', 0.0, 'uM')]
         predicted = model.predict(

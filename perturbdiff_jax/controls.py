@@ -10,9 +10,11 @@ import pandas as pd
 import scipy.sparse as sp
 
 from perturbdiff_jax.checkpoint import Bundle
+from perturbdiff_jax.data.cell_sources import InMemory, SomeRows
 from perturbdiff_jax.data.groups import FALLBACKS, resolve_controls
+from perturbdiff_jax.data.h5ad import H5ad
 from perturbdiff_jax.data.store import Store
-from perturbdiff_jax.data.values import normalise
+from perturbdiff_jax.data.values import normalise, read_checked, scales
 from perturbdiff_jax.errors import RequestError, shorten, unknown
 
 
@@ -37,6 +39,20 @@ class ControlCells:
         sizes = np.array([m.shape[0] for m in self.cells.values()] + [0])
         serving, rule = resolve_controls(kinds, places, is_control, sizes)
         return contexts[serving[-1]], FALLBACKS[rule[-1]]
+
+
+def check_store(store: Store, bundle: Bundle) -> None:
+    """Raises RequestError when the cells of `store` are not in the bundle's genes and unit."""
+    if store.genes != bundle.genes:
+        lost = [gene for gene in bundle.genes if gene not in set(store.genes)]
+        what = f"lacks {shorten(lost, 3)}" if lost else "other genes besides, or another order"
+        raise RequestError(f"{store.path}: its genes are not those of the bundle ({what}).")
+    ours, theirs = bundle.values["target_sum"], store.manifest["values"]["target_sum"]
+    if ours != theirs:
+        raise RequestError(
+            f"{store.path}: cells are normalised to {theirs:g}, those of the bundle to {ours:g}; prepare it with "
+            f"--target-sum {ours:g}."
+        )
 
 
 def from_store(store: Store) -> ControlCells:
@@ -68,99 +84,90 @@ def from_anndata(
     Raises:
       RequestError: missing file or column, unknown cell type or batch, wrong values, too few genes in common.
     """
-    name = "input" if isinstance(source, anndata.AnnData) else str(source)
-    adata = source if isinstance(source, anndata.AnnData) else _open(Path(source))
-    obs, rows = adata.obs, np.arange(adata.n_obs)
-    column = bundle.keys["perturbation"]
-    if column in obs:
-        rows = np.flatnonzero(obs[column].astype(str).to_numpy() == bundle.control)
-        if not len(rows):
-            labels = sorted(set(obs[column].astype(str)))
-            raise RequestError(
-                f"{name}: column {column!r} has no cell labelled {bundle.control!r}.\n"
-                f"It has: {shorten(labels)}."
-            )
-    else:
-        echo(f"{name}: no column {column!r}, so all {len(rows):,} cells are taken as control cells.")
-    kinds = _labels(obs, cell_type_key, bundle.cell_types, "cell type", name)[rows]
-    places = _labels(obs, batch_key, bundle.batches, "batch", name)[rows]
-    matrix = _expression(adata, rows, bundle, total_key, min_gene_overlap, name, echo)
+    file = InMemory(source) if isinstance(source, anndata.AnnData) else H5ad(source)
+    with file:
+        rows = _control_rows(file, bundle, echo)
+        kinds = _labels(file, rows, cell_type_key, bundle.cell_types, "cell type")
+        places = _labels(file, rows, batch_key, bundle.batches, "batch")
+        columns = _columns(file, bundle, min_gene_overlap, echo)
+        matrix = _expression(SomeRows(file, rows), bundle, total_key, echo)
+    picked = matrix.tocsc()[:, np.maximum(columns, 0)] @ sp.diags((columns >= 0).astype(np.float32))
+    matrix = sp.csr_matrix(picked, dtype=np.float32)
+    matrix.eliminate_zeros()
     cells, names = {}, {}
     for context in sorted(set(zip(kinds, places))):
         inside = np.flatnonzero((kinds == context[0]) & (places == context[1]))
         cells[context] = matrix[inside]
-        names[context] = list(adata.obs_names[rows[inside]])
+        names[context] = list(file.cells[rows[inside]])
     return ControlCells(cells, names)
 
 
-def _open(path: Path) -> anndata.AnnData:
-    if not path.is_file():
-        raise RequestError(f"{path}: no such file.")
-    try:
-        return anndata.read_h5ad(path)
-    except Exception as error:  # whatever the HDF5 stack says: the file is not what it should be
-        raise RequestError(f"{path}: cannot be read as h5ad ({str(error).splitlines()[0]}).") from error
+def _control_rows(file: H5ad, bundle: Bundle, echo: Callable[[str], None]) -> np.ndarray:
+    column = bundle.keys["perturbation"]
+    if column not in file.columns:
+        count = len(file.cells)
+        echo(f"{file.label}: no column {column!r}, so all {count:,} cells are taken as control cells.")
+        return np.arange(count)
+    labels = file.labels(column)
+    rows = np.flatnonzero(labels == bundle.control)
+    if not len(rows):
+        raise RequestError(
+            f"{file.label}: column {column!r} has no cell labelled {bundle.control!r}.\n"
+            f"It has: {shorten(sorted(set(labels)))}."
+        )
+    return rows
 
 
-def _labels(obs: pd.DataFrame, key: str | None, known: list[str], kind: str, name: str) -> np.ndarray:
+def _labels(file: H5ad, rows: np.ndarray, key: str | None, known: list[str], kind: str) -> np.ndarray:
+    flag = f"--{kind.replace(' ', '-')}-key"
     if key is None:
         if len(known) > 1:
-            flag = kind.replace(" ", "-")
             raise RequestError(
-                f"{name}: the bundle knows {len(known)} {kind}s; say which column holds them with --{flag}-key."
+                f"{file.label}: the bundle knows {len(known)} {kind} names; say which column holds them: {flag}.\n"
+                f"Columns: {shorten(file.columns)}."
             )
-        return np.full(len(obs), known[0], dtype=object)
-    if key not in obs:
-        raise unknown(f"{kind} column", key, obs.columns, name)
-    labels = obs[key].astype(str).to_numpy(dtype=object)
+        return np.full(len(rows), known[0], dtype=object)
+    labels = file.labels(key, flag=flag)[rows]
     for label in sorted(set(labels)):
         if label not in known:
-            raise unknown(f"{kind} in column {key!r}", label, known, name)
+            raise unknown(kind, label, known, f"{file.label}, column {key!r}")
     return labels
 
 
-def _expression(adata, rows, bundle, total_key, min_gene_overlap, name, echo) -> sp.csr_matrix:
-    matrix = adata.X[rows]
-    matrix = sp.csr_matrix(matrix, dtype=np.float32)
-    values = matrix.data
-    if not np.isfinite(values).all() or (values < 0).any():
+def _columns(file: H5ad, bundle: Bundle, least: float, echo: Callable[[str], None]) -> np.ndarray:
+    """Where each of the bundle's genes stands in the file, -1 = missing."""
+    columns = pd.Index(file.genes).get_indexer(pd.Index(np.array(bundle.genes, dtype=object)))
+    found = columns >= 0
+    if found.mean() < least or not found.any():
+        lost = [gene for gene, ok in zip(bundle.genes, found) if not ok]
         raise RequestError(
-            f"{name}: X has NaN, infinite or negative values; allowed are counts or log1p values."
-        )
-    genes = adata.var_names.astype(str)
-    if genes.has_duplicates:
-        raise RequestError(f"{name}: gene {genes[genes.duplicated()][0]!r} stands twice in var_names.")
-    # The cells must be totalled over all genes of the file, before those of the bundle are picked out.
-    if len(values) and (values == np.round(values)).all():
-        if total_key is not None and total_key not in adata.obs:
-            raise unknown("total column", total_key, adata.obs.columns, name)
-        if total_key is None:
-            totals = np.asarray(matrix.sum(axis=1)).ravel()
-        else:
-            totals = adata.obs[total_key].to_numpy()[rows].astype(np.float64)
-        if not (np.isfinite(totals) & (totals > 0)).all():
-            cell = adata.obs_names[rows[np.flatnonzero(~(totals > 0))[0]]]
-            raise RequestError(f"{name}: cell {cell!r} has total {0:g}; every cell needs counts.")
-        matrix = normalise(matrix, (bundle.values["target_sum"] / totals).astype(np.float32))
-        echo(
-            f"{name}: raw counts, normalised to {bundle.values['target_sum']:g} per cell and log1p-transformed."
-        )
-    elif len(values) and values.max() > 30:
-        raise RequestError(
-            f"{name}: X is neither counts nor log1p-normalised (largest value {values.max():.4g}); "
-            "allowed are whole counts, or log1p values below 30."
-        )
-    position = genes.get_indexer(pd.Index(bundle.genes))
-    found = position >= 0
-    if found.mean() < min_gene_overlap:
-        lost = [g for g, ok in zip(bundle.genes, found) if not ok]
-        raise RequestError(
-            f"{name}: has {found.sum():,} of the bundle's {len(found):,} genes ({found.mean():.0%}); at least "
-            f"{min_gene_overlap:.0%} are needed (--min-gene-overlap).\nMissing: {shorten(lost, 6)}."
+            f"{file.label}: has {found.sum():,} of the bundle's {len(found):,} genes ({found.mean():.0%}); at "
+            f"least {least:.0%} are needed (--min-gene-overlap).\nMissing: {shorten(lost, 6)}."
         )
     if not found.all():
-        echo(f"{name}: {len(found) - found.sum():,} of {len(found):,} genes are missing and taken as zero.")
-    picked = matrix.tocsc()[:, np.where(found, position, 0)] @ sp.diags(found.astype(np.float32))
-    aligned = sp.csr_matrix(picked, dtype=np.float32)
-    aligned.eliminate_zeros()
-    return aligned
+        missing = len(found) - found.sum()
+        echo(f"{file.label}: {missing:,} of {len(found):,} genes are missing and taken as zero.")
+    return columns
+
+
+def _expression(
+    file: SomeRows, bundle: Bundle, total_key: str | None, echo: Callable[[str], None]
+) -> sp.csr_matrix:
+    """log1p-normalised, all genes of the file: cells are totalled before the bundle's genes are picked out."""
+    read = read_checked(file, echo=echo)
+    target = bundle.values["target_sum"]
+    if read.encoding == "counts":
+        echo(f"{file.label}: raw counts, normalised to {target:g} per cell and log1p-transformed.")
+        scale = scales(file, read.totals, total_key=total_key, target_sum=target)
+        return normalise(read.matrix, scale)
+    if total_key:
+        echo(f"{file.label}: X holds log1p values: the total key {total_key!r} is not used.")
+    # Cells that were normalised to a larger total than the bundle's are told by their sums.
+    linear = sp.csr_matrix((np.expm1(read.matrix.data), read.matrix.indices, read.matrix.indptr))
+    largest = float(linear.sum(axis=1).max())
+    if largest > 1.05 * np.expm1(bundle.values["largest"]):
+        raise RequestError(
+            f"{file.label}: X holds log1p values of cells normalised to {largest:.4g}, the bundle's to {target:g}.\n"
+            f"Allowed: raw counts, or log1p values of counts normalised to {target:g} per cell."
+        )
+    return read.matrix

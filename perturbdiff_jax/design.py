@@ -34,13 +34,16 @@ def read_design(path: str | Path) -> pd.DataFrame:
         raise RequestError(
             f"{path}: column 'perturbation' is missing; the file has {', '.join(table.columns)}."
         )
+    table.attrs["source"] = str(path)
     return table
 
 
 def full_design(perturbations: Sequence[str], contexts: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """Every perturbation in every context (cell type, batch)."""
     rows = [(name, *context) for context in contexts for name in perturbations]
-    return pd.DataFrame(rows, columns=list(CONDITION))
+    design = pd.DataFrame(rows, columns=list(CONDITION))
+    design.attrs["source"] = "perturbations"
+    return design
 
 
 def split_design(
@@ -85,38 +88,46 @@ def check_design(design: pd.DataFrame, bundle: Bundle, cells: int | None, draws:
     Raises:
       RequestError: unknown name (with the closest), a number below 1, a condition that stands twice.
     """
+    where = design.attrs.get("source", "design")
     design = design.copy()
+    if not len(design):
+        raise RequestError(f"{where}: no condition is asked for.")
     known = {"perturbation": bundle.perturbations, "cell_type": bundle.cell_types, "batch": bundle.batches}
     for column, names in known.items():
         if column not in design:
             if column == "perturbation" or len(names) > 1:
                 raise RequestError(
-                    f"design: column {column!r} is missing; the bundle knows {len(names)} {column} names."
+                    f"{where}: column {column!r} is missing; the bundle knows {len(names)} {column} names."
                 )
             design[column] = names[0]
+        if design[column].isna().any():
+            row = int(np.argmax(design[column].isna())) + 1
+            raise RequestError(f"{where}: column {column!r} has no value in row {row}.")
         design[column] = design[column].astype(str)
         for name in design[column].unique():
             if name not in names:
-                raise unknown(column.replace("_", " "), name, names, "design")
-    if not len(design):
-        raise RequestError("design: no condition is asked for.")
-    control = design["perturbation"] == bundle.control
-    if control.any():
-        raise RequestError(f"design: {bundle.control!r} is the control; it is given, not predicted.")
-    for column, default in (("cells", cells or 0), ("draws", draws)):
-        given = design[column] if column in design else pd.Series(default, index=design.index)
-        numbers = pd.to_numeric(given.fillna(default), errors="coerce")
-        least = 1 if column == "draws" or column in design or cells is not None else 0
-        wrong = ~(numbers >= least) | (numbers % 1 != 0)
-        if wrong.any():
-            raise RequestError(
-                f"design: {column} must be whole numbers from {least} up, got {given[wrong].iloc[0]!r}."
-            )
-        design[column] = numbers.astype(np.int64)
+                raise unknown(column.replace("_", " "), name, names, where)
+    if (design["perturbation"] == bundle.control).any():
+        raise RequestError(f"{where}: {bundle.control!r} is the control; it is given, not predicted.")
+    design["cells"] = _whole_numbers(design, "cells", cells, 0, where)
+    design["draws"] = _whole_numbers(design, "draws", draws, draws, where)
     twice = design.duplicated(list(CONDITION))
     if twice.any():
-        row = design[twice].iloc[0]
-        raise RequestError(
-            f"design: {tuple(row[list(CONDITION)])} is asked for twice; use the column 'draws'."
-        )
+        named = " / ".join(design.loc[twice, list(CONDITION)].iloc[0])
+        raise RequestError(f"{where}: {named} is asked for twice; use the column 'draws'.")
     return design
+
+
+def _whole_numbers(
+    design: pd.DataFrame, column: str, default: int | None, absent: int, where: str
+) -> pd.Series:
+    """The column as int64; rows without a value get the default, or `absent` when there is none."""
+    given = design[column] if column in design else pd.Series(default, index=design.index, dtype=object)
+    given = given.astype(object).where(given.notna(), default)
+    numbers = pd.to_numeric(given, errors="coerce")
+    wrong = given.notna() & ~((numbers >= 1) & (numbers % 1 == 0))
+    if wrong.any():
+        raise RequestError(
+            f"{where}: {column} must be whole numbers from 1 up, got {str(given[wrong].iloc[0])!r}."
+        )
+    return numbers.fillna(absent).astype(np.int64)

@@ -1,5 +1,6 @@
 """`python -m perturbdiff_jax.main --config=FILE --workdir=DIR [--config.x.y=v ...]`: flags and dispatch only."""
 
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -11,6 +12,12 @@ from ml_collections import config_flags
 from perturbdiff_jax.errors import RequestError
 
 USAGE = "usage: python -m perturbdiff_jax.main --config=FILE --workdir=DIR [--config.section.key=value ...]"
+HELP = f"""{USAGE}
+
+Trains, predicts what was held out, evaluates and reports; `perturbdiff train` does the same.
+  --config=FILE               a config, such as configs/quickstart.py
+  --workdir=DIR               gets the results; given again, the run goes on where it was broken off
+  --config.section.key=value  changes one setting; the sections and keys are those of perturbdiff_jax/settings.py"""
 
 
 def parse(arguments: Sequence[str]):
@@ -24,12 +31,19 @@ def parse(arguments: Sequence[str]):
     Raises:
       RequestError: a missing or unknown flag, a missing file, a key that no config has, a bad value.
     """
-    from perturbdiff_jax.settings import check_key
+    from perturbdiff_jax.settings import key_kinds
 
-    arguments = _joined(arguments)
-    for word in arguments:
-        if word.startswith("--config."):
-            check_key(word.removeprefix("--config.").partition("=")[0])
+    arguments, cleared = _joined(arguments), []
+    for word in [word for word in arguments if word.startswith("--config.")]:
+        name, _, value = word.removeprefix("--config.").partition("=")
+        if type(None) in key_kinds(name) and value.lower() == "none":
+            # The flag parser of a whole number knows no spelling of "none".
+            arguments.remove(word)
+            cleared.append(name)
+    files = [word.partition("=")[2] for word in arguments if word.startswith("--config=")]
+    for file in files:
+        if not Path(file.split(":")[0]).is_file():
+            raise RequestError(f"--config={file}: no such file.")
     argv = ["perturbdiff_jax.main", *arguments]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "config file", flag_values=values, sys_argv=argv)
@@ -37,22 +51,53 @@ def parse(arguments: Sequence[str]):
     try:
         rest = values(argv)[1:]
         config = values.config
-    except flags.Error as error:
-        raise RequestError(f"{str(error).splitlines()[0]}\n{USAGE}") from None
-    except OSError:
-        files = [word.partition("=")[2] for word in arguments if word.startswith("--config=")]
-        missing = next((f"--config={f}: no such file." for f in files if not Path(f).is_file()), None)
-        if missing is None:
-            raise
-        raise RequestError(missing) from None
-    except (AttributeError, KeyError, TypeError) as error:
-        # What a config file answers when it sets something that cannot be set.
-        raise RequestError(f"--config: {' '.join(str(error).split())}") from error
+        if config is not None:
+            config.keys()  # a file that could not be loaded says so at the first look into it
+    except Exception as error:
+        raise _refusal(error, files) or error from None
     if rest:
         raise RequestError(f"unexpected argument {rest[0]!r}.\n{USAGE}")
-    if config is None or values.workdir is None:
+    if config is None or not values.workdir:
         raise RequestError(f"--config and --workdir are both needed.\n{USAGE}")
+    for name in cleared:
+        section, _, key = name.rpartition(".")
+        (config[section] if section else config)[key] = None
     return config, values.workdir
+
+
+def _refusal(error: Exception, files: Sequence[str]) -> RequestError | None:
+    """What is wrong with the flags or in the user's config file, None when the fault is elsewhere."""
+    first: BaseException = error
+    while first.__cause__ or first.__context__:
+        first = first.__cause__ or first.__context__
+    for file in files:
+        path = str(Path(file.split(":")[0]).resolve())
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(first.__traceback__) if _is(frame.filename, path)
+        ]
+        if isinstance(first, SyntaxError) and _is(first.filename or "", path):
+            lines = [first.lineno]
+        text = f"{type(first).__name__}: {' '.join(str(first).split())}"
+        if "Traceback" in str(error):  # the parser folds some errors of a config file into its message
+            inside = re.findall(r'File "(.+)", line (\d+)', str(error))
+            lines, text = [n for name, n in inside if _is(name, path)], str(error).strip().splitlines()[-1]
+        if lines and isinstance(first, RequestError):
+            return first
+        if lines:
+            return RequestError(f"--config={file}, line {lines[-1]}: {text}")
+        if isinstance(error, OSError):
+            return RequestError(
+                f"--config={file}: cannot be loaded ({str(error).strip().splitlines()[-1].strip()})."
+            )
+    if isinstance(error, flags.Error):
+        return RequestError(f"{' '.join(str(error).split())}\n{USAGE}")
+    if isinstance(error, AttributeError | TypeError):  # a file without get_config, or with one that is none
+        return RequestError(f"--config={files[-1]}: {' '.join(str(error).split())}") if files else None
+    return None
+
+
+def _is(filename: str, path: str) -> bool:
+    return str(Path(filename).resolve()) == path
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:
@@ -69,9 +114,9 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs the job; exit code 0 done, 2 wrong request or input, 1 a fault of ours."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help", "--helpfull"):
-        print(f"{__doc__}\n\n{USAGE}")
-        return 0 if arguments else 2
+    if {"-h", "--help", "--helpfull"} & set(arguments):
+        print(HELP)
+        return 0
     return guarded(lambda: _main(arguments))
 
 

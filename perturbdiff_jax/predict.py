@@ -12,11 +12,11 @@ from pathlib import Path
 
 import anndata
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from perturbdiff_jax import direct
 from perturbdiff_jax import settings as run_settings
 from perturbdiff_jax.checkpoint import Bundle, Checkpoints, read_bundle
 from perturbdiff_jax.controls import ControlCells, from_anndata
@@ -27,7 +27,6 @@ from perturbdiff_jax.models.mmdit import Denoiser
 from perturbdiff_jax.population import Request, Walker
 from perturbdiff_jax.predictions import assemble
 from perturbdiff_jax.state import init_params
-from perturbdiff_jax.step import bind
 from perturbdiff_jax.telemetry import Progress
 
 WHICH = ("best", "latest")
@@ -60,7 +59,10 @@ def load(path: str | Path, *, which: str = "best") -> "Predictor":
     if which not in WHICH:
         raise RequestError(f"which={which!r}: allowed are {', '.join(WHICH)}.")
     bundle = read_bundle(path)
-    options = run_settings.from_config(bundle.settings)
+    try:
+        options = run_settings.from_config(bundle.settings)
+    except RequestError as error:
+        raise RequestError(f"{path / 'bundle.json'}: {error}") from None
     model = build_model(bundle, options)
     best = bundle.best_metric
     checkpoints = Checkpoints(
@@ -70,7 +72,12 @@ def load(path: str | Path, *, which: str = "best") -> "Predictor":
     if step is None:
         raise RequestError(f"{path}: the bundle is incomplete, it holds no checkpoint yet.")
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    params = checkpoints.restore_ema(step, shapes)
+    try:
+        params = checkpoints.restore_ema(step, shapes)
+    except (OSError, ValueError, KeyError) as error:  # whatever Orbax meets: the files are not what they were
+        raise RequestError(
+            f"{path}: the bundle is damaged, checkpoint {step} cannot be read ({str(error).splitlines()[0][:200]})."
+        ) from error
     checkpoints.close()
     return Predictor(path=path, bundle=bundle, options=options, model=model, params=params, step=step)
 
@@ -121,7 +128,7 @@ class Predictor:
 
         Args:
           adata: control cells (AnnData or h5ad), raw counts or log1p-normalised; perturbed cells in it are ignored.
-          perturbations: names; each is predicted in every context of the control cells. Or give `design`.
+          perturbations: a name or names; each is predicted in every context of the control cells. Or give `design`.
           design: columns perturbation, cell_type, batch and optionally cells, draws; one row per condition.
           cell_type_key, batch_key, total_key: obs columns of `adata`.
           cells_per_condition: predicted cells of each condition and draw; by default as many as control cells.
@@ -138,6 +145,13 @@ class Predictor:
         Raises:
           RequestError: an unknown perturbation, cell type or batch (with the closest names), or unusable cells.
         """
+        if (design is None) == (perturbations is None):
+            raise RequestError("predict: give either perturbations or a design, not both.")
+        if isinstance(perturbations, str):
+            perturbations = [perturbations]
+        somewhere = [(self.cell_types[0], self.batches[0])]
+        asked = full_design(perturbations, somewhere) if design is None else design
+        check_design(asked, self.bundle, cells_per_condition, draws)  # before a large file is read
         controls = from_anndata(
             adata,
             self.bundle,
@@ -147,8 +161,6 @@ class Predictor:
             min_gene_overlap=min_gene_overlap,
             echo=echo,
         )
-        if (design is None) == (perturbations is None):
-            raise RequestError("predict: give either perturbations or a design, not both.")
         if design is None:
             design = full_design(perturbations, list(controls.cells))
         return self.predict_design(
@@ -175,6 +187,8 @@ class Predictor:
     ) -> anndata.AnnData:
         """`predict` for controls that are at hand already; columns of `design` as there."""
         sampler = self.options.sampler if sampler is None else sampler
+        samplers.timesteps(self.options.schedule, sampler)  # refuses an impossible walk before any work
+        seed = run_settings.checked_seed(seed)
         design = check_design(design, self.bundle, cells_per_condition, draws)
         requests, sources = self._requests(design, controls, echo)
         walker = Walker(
@@ -229,28 +243,43 @@ class Predictor:
         return requests, sources
 
     def denoise(
-        self, xt, t, control, *, perturbation=None, cell_type=None, batch=None, self_condition=None
+        self,
+        xt,
+        t,
+        control,
+        *,
+        perturbation=None,
+        cell_type=None,
+        batch=None,
+        self_condition=None,
+        source=None,
     ) -> np.ndarray:
         """One pass of the network on expression / divisor: [B, S, G] -> [B, S, G] float32.
 
-        `t` [B] int timesteps; codes [B] or [B, S] int; covariates None = unconditional.
+        `t` [B] int timesteps; codes [B] or [B, S] int; all covariates None = unconditional; `source` is for
+        pretrained networks.
+
+        Raises:
+          RequestError: shapes, codes or timesteps that are not the model's.
         """
-        unconditional = perturbation is None
-        zeros = jnp.zeros(xt.shape[0], jnp.int32)
-        codes = [zeros if c is None else jnp.asarray(c) for c in (perturbation, cell_type, batch)]
-        previous = None if self_condition is None else jnp.asarray(self_condition)
-        call = jax.jit(lambda params, *a: bind(self.model, params, *a[:3])(*a[3:]))
-        drop = jnp.full(xt.shape[0], unconditional)
-        arrays = (jnp.asarray(xt), jnp.asarray(t), jnp.asarray(control))
-        return np.asarray(call(self.params, *codes, *arrays, drop, previous))
+        cells = direct.checked_cells(self.model, xt=xt, control=control, self_condition=self_condition)
+        codes = direct.checked_codes(self.model, cells[0].shape, perturbation, cell_type, batch, source)
+        t = np.asarray(t)
+        if t.shape != cells[0].shape[:1] or not ((t >= 0) & (t < self.options.schedule.steps)).all():
+            raise RequestError(
+                f"t: needed are {cells[0].shape[0]} timesteps from 0 to {self.options.schedule.steps - 1}."
+            )
+        xt, control, previous = cells
+        return np.asarray(direct.denoise(self.model, self.params, *codes, xt, t, control, previous))
 
     def sample(
         self,
         control,
         *,
-        perturbation,
-        cell_type,
-        batch,
+        perturbation=None,
+        cell_type=None,
+        batch=None,
+        source=None,
         init_noise=None,
         sampler: str = "ddim",
         start: int = 100,
@@ -261,19 +290,17 @@ class Predictor:
     ) -> np.ndarray:
         """Walks sets on expression / divisor, defaults as released: control [B, S, G] -> cells [B, S, G] float32.
 
-        `init_noise` [B, S, G] replaces the drawn start; codes are [B] or [B, S] int.
+        `init_noise` [B, S, G] replaces the drawn start; codes are [B] or [B, S] int, all None = unconditional;
+        `source` is for pretrained networks.
+
+        Raises:
+          RequestError: shapes or codes that are not the model's, an impossible walk.
         """
-        options = samplers.SamplerOptions(
-            name=sampler, start=start, steps=start if steps is None else steps, eta=eta, guidance=guidance
-        )
-        codes = [jnp.asarray(c) for c in (perturbation, cell_type, batch)]
-        keys = jax.random.split(jax.random.key(seed), np.shape(control)[0])
-
-        def walk(params, control, noise, *codes):
-            denoise = bind(self.model, params, *codes)
-            return samplers.sample(
-                denoise, control, schedule=self.options.schedule, options=options, init_noise=noise, keys=keys
-            )
-
-        noise = None if init_noise is None else jnp.asarray(init_noise)
-        return np.asarray(jax.jit(walk)(self.params, jnp.asarray(control), noise, *codes))
+        steps = start if steps is None else steps
+        options = samplers.SamplerOptions(name=sampler, start=start, steps=steps, eta=eta, guidance=guidance)
+        control, noise = direct.checked_cells(self.model, control=control, init_noise=init_noise)
+        codes = direct.checked_codes(self.model, control.shape, perturbation, cell_type, batch, source)
+        keys = jax.random.split(jax.random.key(run_settings.checked_seed(seed)), control.shape[0])
+        schedule = self.options.schedule
+        walked = direct.sample(self.model, schedule, options, self.params, *codes, control, noise, keys)
+        return np.asarray(walked)

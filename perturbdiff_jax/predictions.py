@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import anndata
@@ -13,6 +14,7 @@ from perturbdiff_jax.checkpoint import Bundle
 from perturbdiff_jax.controls import ControlCells
 from perturbdiff_jax.design import CONDITION
 from perturbdiff_jax.diffusion.samplers import SamplerOptions
+from perturbdiff_jax.errors import RequestError
 
 
 def assemble(
@@ -68,10 +70,30 @@ def assemble(
 
 
 def write_predictions(predicted: anndata.AnnData, output: str | Path) -> Path:
-    """Writes the h5ad aside and renames it."""
-    output = Path(output)
+    """Writes the h5ad aside and renames it; raises RequestError as `check_output`."""
+    output = check_output(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
-    predicted.write_h5ad(partial, compression="gzip")
-    os.replace(partial, output)
+    try:
+        predicted.write_h5ad(partial, compression="gzip")
+        os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)
+    return output
+
+
+def check_output(output: str | Path, inputs: Sequence[str | Path] = ()) -> Path:
+    """The path itself, asked before long work.
+
+    Raises:
+      RequestError: `output` is a directory or one of the `inputs`, or lies below something that is none.
+    """
+    output = Path(output)
+    if output.is_dir():
+        raise RequestError(f"--output {output}: is a directory; give the name of an h5ad file.")
+    if output.resolve() in [Path(path).resolve() for path in inputs]:
+        raise RequestError(f"--output {output}: is the input; it would be overwritten.")
+    above = next(parent for parent in output.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise RequestError(f"--output {output}: nothing can be written in {above}.")
     return output

@@ -17,6 +17,8 @@ from perturbdiff_jax.settings import Settings
 
 # Sections that may differ when a run is taken up again: they change no weight and no cell that is there already.
 FREE = ("predict", "sampler")
+# As long as there is only a store, everything that did not make it may differ.
+STORE_SECTIONS = ("seed", "data", "holdout", "simulate")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -27,7 +29,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def check_same_run(workdir: Path, settings: Settings) -> None:
-    """Writes config.json into a new work directory, or compares with the one that is there.
+    """Writes config.json, unless the directory holds what other settings have made.
+
+    A run that was refused before it made anything binds nobody: its settings can be mended and given again.
 
     Raises:
       RequestError: `workdir` is a file, or holds a run with other settings; names the first that differ.
@@ -36,28 +40,38 @@ def check_same_run(workdir: Path, settings: Settings) -> None:
         raise RequestError(f"--workdir {workdir}: is a file; give a directory.")
     asked = json.loads(json.dumps(settings.to_dict()))
     file = workdir / "config.json"
-    if not file.exists():
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(file, asked)
-        return
-    try:
-        before = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise RequestError(f"{file}: damaged ({error}); use another --workdir.") from None
-    different = list(_differences(before, asked, ""))
+    if (workdir / "bundle" / "bundle.json").exists():
+        binding = [name for name in asked if name not in FREE]
+    else:
+        binding = [name for name in asked if (workdir / "store").exists() and name in STORE_SECTIONS]
+    before = _read(file) if binding and file.exists() else asked
+    different = [text for name in binding for text in _differences(before.get(name), asked[name], name)]
     if different:
         raise RequestError(
             f"{workdir} holds a run with other settings: {'; '.join(different[:4])}.\n"
             "Give the same settings to resume it, or another --workdir."
         )
-    write_json(file, asked)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(file, asked)
+    except OSError as error:
+        raise RequestError(f"--workdir {workdir}: cannot be written ({error.strerror}).") from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:  # not JSON, or not text
+        raise RequestError(f"{file}: damaged ({error}); use another --workdir.") from None
+    if not isinstance(content, dict):
+        raise RequestError(f"{file}: damaged (no settings); use another --workdir.")
+    return content
 
 
 def _differences(before: Any, now: Any, path: str) -> Iterator[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         for name in {**before, **now}:
-            if path or name not in FREE:
-                yield from _differences(before.get(name), now.get(name), f"{path}.{name}" if path else name)
+            yield from _differences(before.get(name), now.get(name), f"{path}.{name}")
     elif before != now:
         yield f"config.{path} was {before!r}, is {now!r}"
 
@@ -96,7 +110,8 @@ class RunRecord:
 
     def finish(self) -> None:
         """Notes what is known at the end only."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux KiB
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
         self.note(peak_memory_gib=round(peak, 2))
         times = ", ".join(f"{name} {value:.0f} s" for name, value in self._facts["seconds"].items())
         print(f"Times: {times}; peak memory {peak:.1f} GiB.")

@@ -29,9 +29,9 @@ def open_store(settings: Settings, workdir: Path) -> Store:
     inputs = [name.strip() for name in data.input.split(",") if name.strip()]
     if not inputs:
         simulated = workdir / "simulated.h5ad"
-        if not simulated.exists():
-            print("Simulating a perturbation screen (no config.data.input was given).", flush=True)
-            write_simulated(settings.simulate, simulated)
+        # Drawn anew even if a file is there: it may be from a run with other settings that got no further.
+        print("Simulating a perturbation screen (no config.data.input was given).", flush=True)
+        write_simulated(settings.simulate, simulated)
         inputs = [str(simulated)]
         data = dataclasses.replace(data, control=CONTROL)
     options = data.prepare_options(

@@ -5,6 +5,8 @@ or key is refused with the valid ones, whether it stands in a config file, in a 
 """
 
 import dataclasses
+import math
+import numbers
 import types
 import typing
 from typing import Any
@@ -15,13 +17,26 @@ from ml_collections import config_dict
 from perturbdiff_jax.data.prepare import PrepareOptions
 from perturbdiff_jax.data.simulate import SimulateOptions
 from perturbdiff_jax.diffusion.objective import ObjectiveOptions
-from perturbdiff_jax.diffusion.samplers import SamplerOptions
+from perturbdiff_jax.diffusion.samplers import SamplerOptions, timesteps
 from perturbdiff_jax.diffusion.schedule import Schedule
 from perturbdiff_jax.errors import RequestError, unknown
 from perturbdiff_jax.models.mmdit import ModelOptions
 from perturbdiff_jax.optim import EmaOptions, OptimOptions
 
 BEST_METRICS = {"energy": min, "r2": max, "pearson_delta": max}
+
+
+def checked_seed(seed: int) -> int:
+    """The seed itself; RequestError when it is not a whole number that every generator takes."""
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**32:
+        raise RequestError(f"seed {seed!r}: allowed are whole numbers from 0 to {2**32 - 1}.")
+    return int(seed)
+
+
+def _at_least_one(section: str, options: Any, names: tuple[str, ...]) -> None:
+    for name in names:
+        if getattr(options, name) < 1:
+            raise RequestError(f"config.{section}.{name}={getattr(options, name)}: must be at least 1.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +112,12 @@ class LoaderOptions:
     )
     min_cells: int = 1  # smaller groups are left out of training
 
+    def __post_init__(self):
+        """Refuses sets without cells."""
+        _at_least_one("loader", self, ("cells_per_set", "sets_per_batch", "min_cells"))
+        if self.divisor <= 0:
+            raise RequestError(f"config.loader.divisor={self.divisor}: must be above 0.")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainOptions:
@@ -112,11 +133,10 @@ class TrainOptions:
 
     def __post_init__(self):
         """Refuses runs without a rhythm."""
-        for name in ("steps", "log_every", "validate_every", "validation_cells", "keep"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"train.{name}={getattr(self, name)}: must be at least 1.")
+        counts = ("steps", "log_every", "validate_every", "validation_cells", "validation_conditions", "keep")
+        _at_least_one("train", self, counts)
         if self.best_metric not in BEST_METRICS:
-            raise unknown("train.best_metric", self.best_metric, BEST_METRICS)
+            raise unknown("config.train.best_metric", self.best_metric, BEST_METRICS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,6 +145,10 @@ class PredictOptions:
 
     draws: int = 1
     sets_per_batch: int = 16
+
+    def __post_init__(self):
+        """Refuses to predict nothing."""
+        _at_least_one("predict", self, ("draws", "sets_per_batch"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,6 +168,11 @@ class Settings:
     sampler: SamplerOptions = SamplerOptions()
     train: TrainOptions = TrainOptions()
     predict: PredictOptions = PredictOptions()
+
+    def __post_init__(self):
+        """Refuses what would only come to light after hours: a walk that the schedule has no timesteps for."""
+        checked_seed(self.seed)
+        timesteps(self.schedule, self.sampler)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, ready for JSON."""
@@ -185,6 +214,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         allowed = " or ".join("none" if k is types.NoneType else k.__name__ for k in kinds)
         raise RequestError(f"config.{name}={value!r}: must be {allowed}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RequestError(f"config.{name}={value}: must be a finite number.")
     return value
 
 
@@ -205,8 +236,8 @@ def _unpack(cls: type, given: dict[str, Any], path: str) -> Any:
     return cls(**values)
 
 
-def check_key(name: str) -> None:
-    """Raises RequestError when the dotted `name` is no key of a config, naming the closest and the valid ones."""
+def key_kinds(name: str) -> tuple[type, ...]:
+    """The types that the dotted key `name` takes; RequestError with the closest and the valid ones for no key."""
     cls, parts = Settings, name.split(".")
     for depth, part in enumerate(parts):
         hints = _fields(cls) if dataclasses.is_dataclass(cls) else {}
@@ -217,6 +248,7 @@ def check_key(name: str) -> None:
     if dataclasses.is_dataclass(cls):
         keys = ", ".join(f"{name}.{key}" for key in _fields(cls))
         raise RequestError(f"config.{name} is a section; set one of its keys: {keys}.")
+    return typing.get_args(cls) or (cls,)
 
 
 def from_config(config: ml_collections.ConfigDict | dict[str, Any]) -> Settings:

@@ -32,5 +32,5 @@ def check_divisible(sets: int, mesh: Mesh) -> None:
     """Raises RequestError when a batch of `sets` sets cannot be dealt evenly to the devices."""
     if sets % mesh.size:
         raise RequestError(
-            f"train.sets_per_batch={sets}: must be a multiple of the {mesh.size} devices of this run."
+            f"config.loader.sets_per_batch={sets}: must be a multiple of the {mesh.size} devices of this run."
         )

@@ -136,7 +136,11 @@ def _loop(settings, parts, mesh, source, state, first, validation, checkpoints, 
         fetched = jax.device_get(pending)
         means = {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
         if not math.isfinite(means["loss/total"]):
-            bad = first + next(i for i, m in enumerate(fetched) if not math.isfinite(m["loss/total"]))
+            bad = (
+                step
+                - len(fetched)
+                + next(i for i, m in enumerate(fetched) if not math.isfinite(m["loss/total"]))
+            )
             raise FloatingPointError(
                 f"loss is not finite in the steps up to {step} (first after step {bad}); "
                 f"the last good checkpoint is {checkpoints.latest_step()}"

@@ -20,3 +20,14 @@ def shared() -> pathlib.Path:
     if not SHARED.is_dir():
         pytest.skip("needs ../shared (recorded arrays and real data), which is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The tiny job, run once through its command line. It is shared: do not change its directory."""
+    from perturbdiff_jax import main
+    from tiny_run import ROOT, Finished, flags, said
+
+    workdir = tmp_path_factory.mktemp("tiny") / "run"
+    code, out, err = said(main.run, f"--config={ROOT}/configs/quickstart.py", f"--workdir={workdir}", *flags())
+    return Finished(workdir, code, out, err)

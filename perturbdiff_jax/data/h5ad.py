@@ -79,6 +79,9 @@ class H5ad:
                 names = anndata.io.read_elem(node).index
         except (KeyError, ValueError, TypeError) as error:
             raise RequestError(f"{self.label}: the names in {axis} cannot be read ({error}).") from error
+        return self._checked_names(names, axis, kind)
+
+    def _checked_names(self, names, axis: str, kind: str) -> np.ndarray:
         names = np.array([str(name) for name in np.asarray(names)], dtype=object)
         if not len(names):
             raise RequestError(f"{self.label}: {axis} is empty: there is no {kind} in the file.")
@@ -169,16 +172,16 @@ class H5ad:
         if self.layout == "dense":
             rows = max(1, elements // genes)
             for start in range(0, len(self.cells), rows):
-                yield start, sp.csr_matrix(_plain(self._matrix[start : start + rows]))
+                yield start, sp.csr_matrix(widened(self._matrix[start : start + rows]))
             return
         if self.layout == "csc":
             parts = (
-                _plain(self._matrix["data"][()]),
+                widened(self._matrix["data"][()]),
                 self._matrix["indices"][()],
                 self._matrix["indptr"][()],
             )
             whole = sp.csc_matrix(parts, shape=(len(self.cells), genes)).tocsr()
-            yield 0, _canonical(whole)
+            yield 0, canonical(whole)
             return
         indptr = self._matrix["indptr"][()].astype(np.int64)
         self._check_pointers(indptr)
@@ -192,8 +195,8 @@ class H5ad:
                 raise RequestError(
                     f"{self.label}: {self.where} points at genes that do not exist: the file is damaged."
                 )
-            parts = (_plain(self._matrix["data"][low:high]), indices, indptr[start : stop + 1] - low)
-            yield start, _canonical(sp.csr_matrix(parts, shape=(stop - start, genes)))
+            parts = (widened(self._matrix["data"][low:high]), indices, indptr[start : stop + 1] - low)
+            yield start, canonical(sp.csr_matrix(parts, shape=(stop - start, genes)))
             start = stop
 
     def _check_pointers(self, indptr: np.ndarray) -> None:
@@ -209,13 +212,14 @@ class H5ad:
             )
 
 
-def _canonical(matrix: sp.csr_matrix) -> sp.csr_matrix:
+def canonical(matrix: sp.csr_matrix) -> sp.csr_matrix:
+    """The matrix itself with sorted columns, no duplicates and no stored zeros."""
     matrix.sum_duplicates()
     matrix.eliminate_zeros()
     matrix.sort_indices()
     return matrix
 
 
-def _plain(values: np.ndarray) -> np.ndarray:
-    """float16 and bool widened: scipy's sparse matrices cannot hold or sum them."""
+def widened(values: np.ndarray) -> np.ndarray:
+    """float16 and bool made wider: scipy's sparse matrices cannot hold or sum them."""
     return values.astype(np.float32) if values.dtype.itemsize < 4 and values.dtype.kind in "fb" else values

@@ -45,8 +45,10 @@ class SamplerOptions:
             raise RequestError(
                 f"sampler ddpm takes every step: steps={self.steps} must equal start={self.start}."
             )
-        if self.eta < 0:
+        if not 0 <= self.eta < np.inf:
             raise RequestError(f"sampler eta={self.eta}: must not be negative.")
+        if not np.isfinite(self.guidance):
+            raise RequestError(f"sampler guidance={self.guidance}: must be a finite number.")
 
 
 def timesteps(schedule: Schedule, options: SamplerOptions) -> np.ndarray:

@@ -102,10 +102,15 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """`mod(LN(x))` -> Linear(D, G); the linear is not zeroed because x0 is read through a ReLU."""
+    """`mod(LN(x))` -> Linear(D, G).
+
+    The released linear is not zeroed because x0 is read through a ReLU. With an anchor it is: the untrained network
+    then returns the control cells.
+    """
 
     width: int
     genes: int
+    zero: bool
     dtype: jnp.dtype
 
     @nn.compact
@@ -113,7 +118,7 @@ class Head(nn.Module):
         """Maps x [B, S, D] to expression before the ReLU [B, S, G], float32."""
         shift, scale = Modulation(self.width, 2, dtype=self.dtype, name="modulate")(c)
         normed = modulate(layer_norm(x), shift, scale)
-        return Linear(self.genes, dtype=self.dtype, name="out")(normed).astype(jnp.float32)
+        return Linear(self.genes, zero=self.zero, dtype=self.dtype, name="out")(normed).astype(jnp.float32)
 
 
 class Denoiser(nn.Module):
@@ -193,7 +198,7 @@ class Denoiser(nn.Module):
             streams, _ = stacked(*arguments, name="blocks")(streams, c)
         # Outside the scan, so that the unused control output of the last block costs nothing.
         (x, _), _ = block(*arguments, name="last_block")(streams, c)
-        out = Head(width, self.genes, dtype, name="head")(x, c)
+        out = Head(width, self.genes, opts.anchor != "none", dtype, name="head")(x, c)
         if opts.anchor != "none":
             kept = control.astype(jnp.float32)
             if opts.anchor == "scaled_control":
