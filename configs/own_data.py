@@ -24,6 +24,7 @@ def get_config():
 
     config.loader.cells_per_set = 32
     config.loader.sets_per_batch = 8
+    config.loader.train_on_controls = "auto"  # with use_cell_type and use_batch below
     config.model.width = 128
     config.model.depth = 4
     config.model.heads = 4
@@ -35,6 +36,7 @@ def get_config():
     config.optim.warmup_steps = 100
     config.ema.decay = 0.995
     config.sampler.steps = 10
+    config.sampler.cutoff = 0.02  # log1p 0.2: less than one molecule gives in a cell of fewer than 45,000
     config.train.steps = 1500
     config.train.log_every = 100
     config.train.validate_every = 250

@@ -29,6 +29,7 @@ def get_config():
     config.optim.warmup_steps = 100
     config.ema.decay = 0.995
     config.sampler.steps = 10
+    config.sampler.cutoff = 0.02  # log1p 0.2: less than one molecule gives in a cell of fewer than 45,000
     config.train.steps = 1500
     config.train.log_every = 100
     config.train.validate_every = 500

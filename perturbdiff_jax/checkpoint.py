@@ -10,6 +10,7 @@ import dataclasses
 import importlib.metadata
 import json
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
@@ -109,13 +110,12 @@ class Checkpoints:
         self._metric = f"validation/{metric}"
         if read_only and not self.path.is_dir():
             raise RequestError(f"{bundle}: the bundle is incomplete, it holds no checkpoint yet.")
-        keep_best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics[self._metric], reverse=mode == "min", n=keep
-        )
         self._sign = 1.0 if mode == "max" else -1.0
+        keep_best = policies.BestN(get_metric_fn=self._goodness, n=keep)
         self._manager = ocp.CheckpointManager(
             self.path,
             options=ocp.CheckpointManagerOptions(
+                best_fn=self._goodness,  # without it Orbax does not write the metrics down
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), keep_best]),
                 create=not read_only,
                 read_only=read_only,
@@ -123,6 +123,11 @@ class Checkpoints:
                 cleanup_tmp_directories=not read_only,
             ),
         )
+
+    def _goodness(self, metrics: dict[str, float]) -> float:
+        """The metric, larger = better; an undefined one is worst."""
+        value = self._sign * metrics.get(self._metric, math.nan)
+        return -math.inf if math.isnan(value) else value
 
     def save(self, state: TrainState, metrics: dict[str, float]) -> None:
         """Starts an asynchronous save of the state under its step."""
@@ -137,19 +142,10 @@ class Checkpoints:
         """Step of the newest checkpoint, None when there is none."""
         return self._manager.latest_step()
 
-    def scores(self) -> dict[int, float]:
-        """The validation metric of every checkpoint that has one."""
-        found = {}
-        for step in self._manager.all_steps():
-            metrics = self._manager.metrics(step)
-            if metrics and self._metric in metrics:
-                found[step] = metrics[self._metric]
-        return found
-
     def best_step(self) -> int | None:
-        """Step of the best checkpoint by the validation metric; the newest when none has a metric."""
-        scores = {step: self._sign * score for step, score in self.scores().items() if score == score}
-        return max(scores, key=scores.get) if scores else self.latest_step()
+        """Step of the best checkpoint by the validation metric, the newest of equals."""
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        return max(steps, key=lambda step: self._goodness(self._manager.metrics(step) or {}), default=None)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state at `step`, placed as `like` (arrays or shapes with shardings)."""

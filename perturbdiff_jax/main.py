@@ -91,6 +91,8 @@ def _refusal(error: Exception, files: Sequence[str]) -> RequestError | None:
             )
     if isinstance(error, flags.Error):
         return RequestError(f"{' '.join(str(error).split())}\n{USAGE}")
+    if isinstance(error, KeyError) and files:
+        return RequestError(f"--config={files[-1]}: its config has no key {error}.")
     if isinstance(error, AttributeError | TypeError):  # a file without get_config, or with one that is none
         return RequestError(f"--config={files[-1]}: {' '.join(str(error).split())}") if files else None
     return None

@@ -40,31 +40,34 @@ def open_store(settings: Settings, workdir: Path) -> Store:
     return prepare(inputs, path, options)
 
 
-def resolve_covariates(settings: Settings, store: Store) -> Settings:
-    """Decides `auto` covariates: a held-out cell type or batch that was never perturbed has no use for a table row."""
-    groups, chosen = store.groups, {}
-    for name, role, vocabulary in (
-        ("use_cell_type", "cell_type", store.cell_types),
-        ("use_batch", "batch", store.batches),
-    ):
-        if getattr(settings.model, name) != "auto":
-            continue
+def settle(settings: Settings, store: Store) -> Settings:
+    """Decides what is `auto`: a held-out cell type or batch without any perturbed training cell.
+
+    A table row for it would never be trained: the covariate is left out and read off the control cells, which then
+    are training targets as well.
+    """
+    groups, unseen = store.groups, {}
+    for role, vocabulary in (("cell_type", store.cell_types), ("batch", store.batches)):
         codes = getattr(groups, role)
         trained = set(codes[groups.split == TRAIN].tolist())
-        unseen = set(codes[(groups.split == VALIDATION) | (groups.split == TEST)].tolist()) - trained
-        chosen[name] = "no" if unseen else "yes"
-        if unseen:
-            named = shorten([vocabulary[code] for code in sorted(unseen)])
-            print(
-                f"No perturbed cell of {named} in training: the model reads the {role} off the control cells."
-            )
-    return dataclasses.replace(settings, model=dataclasses.replace(settings.model, **chosen))
+        held = set(codes[(groups.split == VALIDATION) | (groups.split == TEST)].tolist())
+        unseen[role] = [vocabulary[code] for code in sorted(held - trained)]
+    model, loader = settings.model, settings.loader
+    for role, names in unseen.items():
+        if getattr(model, f"use_{role}") != "auto":
+            continue
+        model = dataclasses.replace(model, **{f"use_{role}": "no" if names else "yes"})
+        if names:
+            print(f"No perturbed cell of {shorten(names)} in training: its {role} is read off the control cells.")
+    if loader.train_on_controls == "auto":
+        loader = dataclasses.replace(loader, train_on_controls="yes" if any(unseen.values()) else "no")
+    return dataclasses.replace(settings, model=model, loader=loader)
 
 
 def describe(settings: Settings, store: Store) -> Bundle:
     """The bundle's facts: everything that a prediction needs besides weights."""
     groups = store.groups
-    splits = (TRAIN, CONTROL_SPLIT) if settings.loader.train_on_controls else (TRAIN,)
+    splits = (TRAIN, CONTROL_SPLIT) if settings.loader.train_on_controls == "yes" else (TRAIN,)
     seen = np.flatnonzero(np.isin(groups.split, splits))
     if not (groups.split == TRAIN).any():
         raise RequestError(f"{store.path}: no perturbed cell is left for training; hold out less.")

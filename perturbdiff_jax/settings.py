@@ -20,7 +20,7 @@ from perturbdiff_jax.diffusion.objective import ObjectiveOptions
 from perturbdiff_jax.diffusion.samplers import SamplerOptions, timesteps
 from perturbdiff_jax.diffusion.schedule import Schedule
 from perturbdiff_jax.errors import RequestError, unknown
-from perturbdiff_jax.models.mmdit import ModelOptions
+from perturbdiff_jax.models.mmdit import USES, ModelOptions
 from perturbdiff_jax.optim import EmaOptions, OptimOptions
 
 BEST_METRICS = {"energy": min, "r2": max, "pearson_delta": max}
@@ -107,16 +107,22 @@ class LoaderOptions:
     sets_per_batch: int = 8
     divisor: float = 10.0
     pairing: str = "random"
-    train_on_controls: bool = (
-        False  # control cells are targets as well; needed for cell types never perturbed
-    )
+    # Control cells are targets as well: "yes", "no", or "auto" = where the hold-out has a cell type or batch without
+    # any perturbed training cell, which then would not be seen at all.
+    train_on_controls: str = "no"
     min_cells: int = 1  # smaller groups are left out of training
 
     def __post_init__(self):
-        """Refuses sets without cells."""
+        """Refuses sets without cells and unknown choices."""
         _at_least_one("loader", self, ("cells_per_set", "sets_per_batch", "min_cells"))
         if self.divisor <= 0:
             raise RequestError(f"config.loader.divisor={self.divisor}: must be above 0.")
+        if self.train_on_controls not in USES:
+            raise unknown("loader.train_on_controls", self.train_on_controls, USES)
+
+    def source_options(self) -> dict[str, Any]:
+        """The arguments of data.loader.SetSource, once `auto` is settled."""
+        return dataclasses.asdict(self) | {"train_on_controls": self.train_on_controls == "yes"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@
 broken off. What a step is, how batches are made and what a checkpoint holds is told elsewhere.
 """
 
-import dataclasses
 import math
 import time
 from pathlib import Path
@@ -26,7 +25,7 @@ from perturbdiff_jax.population import Walker
 from perturbdiff_jax.predict import build_model, load
 from perturbdiff_jax.predictions import write_predictions
 from perturbdiff_jax.run_record import RunRecord, check_same_run
-from perturbdiff_jax.run_setup import describe, open_store, resolve_covariates, store_facts
+from perturbdiff_jax.run_setup import describe, open_store, settle, store_facts
 from perturbdiff_jax.settings import Settings, from_config
 from perturbdiff_jax.state import count_parameters, create_state, init_params
 from perturbdiff_jax.step import StepParts, compile_step
@@ -50,7 +49,7 @@ def train_and_evaluate(config, workdir: str | Path) -> Path:
     record = RunRecord(workdir)
     with record.stage("prepare"):
         store = open_store(settings, workdir)
-    settings = resolve_covariates(settings, store)
+    settings = settle(settings, store)
     record.note(store=store_facts(store))
     with record.stage("train"):
         record.note(**train(settings, store, workdir))
@@ -82,7 +81,7 @@ def train(settings: Settings, store: Store, workdir: Path) -> dict:
     """Trains up to `train.steps`, from the latest checkpoint if there is one; returns facts for the record."""
     mesh = sharding.make_mesh()
     sharding.check_divisible(settings.loader.sets_per_batch, mesh)
-    source = SetSource(store, split="train", seed=settings.seed, **dataclasses.asdict(settings.loader))
+    source = SetSource(store, split="train", seed=settings.seed, **settings.loader.source_options())
     bundle = describe(settings, store)
     model = build_model(bundle, settings)
     tx = optimizer(settings.optim, settings.train.steps)
