@@ -29,7 +29,7 @@ def get_config():
     config.model.depth = 4
     config.model.heads = 4
     config.model.anchor = "control"  # predict the change of a control cell
-    config.model.use_cell_type = "auto"  # a cell type never perturbed in training is read off its control cells
+    config.model.use_cell_type = "auto"  # if never perturbed in training: read off the control cells
     config.model.use_batch = "auto"
     config.objective.drop_condition = 0.1  # sampling is not guided, so the null branch needs little training
     config.optim.learning_rate = 1e-3
@@ -38,6 +38,7 @@ def get_config():
     config.sampler.steps = 10
     config.sampler.cutoff = 0.02  # log1p 0.2: less than one molecule gives in a cell of fewer than 45,000
     config.train.steps = 1500
+    config.train.max_epochs = 100.0  # a screen of a thousand cells would be learned by heart
     config.train.log_every = 100
     config.train.validate_every = 250
     return config

@@ -9,11 +9,12 @@ import numpy as np
 from perturbdiff_jax.checkpoint import Bundle, package_versions
 from perturbdiff_jax.data.conditions import CONTROL as CONTROL_SPLIT
 from perturbdiff_jax.data.conditions import TEST, TRAIN, VALIDATION
+from perturbdiff_jax.data.index import index_sets
 from perturbdiff_jax.data.prepare import prepare
 from perturbdiff_jax.data.simulate import CONTROL, write_simulated
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import RequestError, shorten
-from perturbdiff_jax.settings import BEST_METRICS, Settings
+from perturbdiff_jax.settings import BEST_METRICS, Settings, TrainOptions
 
 LARGEST_LOGNORM = 14.0  # cap of predictions where the total of a cell is not known
 
@@ -58,10 +59,35 @@ def settle(settings: Settings, store: Store) -> Settings:
             continue
         model = dataclasses.replace(model, **{f"use_{role}": "no" if names else "yes"})
         if names:
-            print(f"No perturbed cell of {shorten(names)} in training: its {role} is read off the control cells.")
+            print(
+                f"No perturbed cell of {shorten(names)} in training: its {role} is read off the control cells."
+            )
     if loader.train_on_controls == "auto":
         loader = dataclasses.replace(loader, train_on_controls="yes" if any(unseen.values()) else "no")
-    return dataclasses.replace(settings, model=model, loader=loader)
+    settings = dataclasses.replace(settings, model=model, loader=loader)
+    return dataclasses.replace(settings, train=_limited(settings, store))
+
+
+def _limited(settings: Settings, store: Store) -> TrainOptions:
+    """The training options with `max_epochs` turned into steps: a small screen is learned by heart otherwise."""
+    train, loader = settings.train, settings.loader
+    if train.max_epochs is None:
+        return train
+    sets = index_sets(
+        store.groups,
+        split="train",
+        cells_per_set=loader.cells_per_set,
+        with_controls=loader.train_on_controls == "yes",
+        min_cells=loader.min_cells,
+        name=store.path,
+    ).n_sets
+    limit = max(1, math.ceil(train.max_epochs * sets / loader.sets_per_batch))
+    if limit >= train.steps:
+        return train
+    print(
+        f"Training takes {limit:,} steps: {train.max_epochs:g} passes over {sets:,} sets (train.max_epochs)."
+    )
+    return dataclasses.replace(train, steps=limit)
 
 
 def describe(settings: Settings, store: Store) -> Bundle:

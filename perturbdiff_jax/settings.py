@@ -130,12 +130,13 @@ class TrainOptions:
     """Length of a run and its rhythm."""
 
     steps: int = 20_000
+    max_epochs: float | None = None  # passes over the cells; ends a run before `steps` if that is sooner
     log_every: int = 100
     validate_every: int = 2_000  # sampled validation and a checkpoint
     validation_cells: int = 64  # cells sampled per validation condition
     validation_conditions: int = 64  # at most so many conditions
     keep: int = 2  # best checkpoints kept, besides the latest
-    best_metric: str = "energy"
+    best_metric: str = "pearson_delta"  # energy hardly moves where effects are weak
 
     def __post_init__(self):
         """Refuses runs without a rhythm."""
