@@ -1,14 +1,26 @@
-"""Settings of the whole suite: eight virtual CPU devices, and silent rank promotion is an error."""
+"""Settings of the whole suite: eight virtual CPU devices, silent rank promotion is an error, quick compilation."""
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Nearly all the time of these tests is compilation, so it is asked for no optimisation and remembers what it did.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    + " --xla_llvm_disable_expensive_passes=true"
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
 
+COMPILED = tempfile.mkdtemp(prefix="compiled")
+atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+jax.config.update("jax_compilation_cache_dir", COMPILED)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
@@ -25,9 +37,10 @@ def shared() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """The tiny job, run once through its command line. It is shared: do not change its directory."""
+    from tiny_run import QUICKSTART, Finished, flags, said
+
     from perturbdiff_jax import main
-    from tiny_run import ROOT, Finished, flags, said
 
     workdir = tmp_path_factory.mktemp("tiny") / "run"
-    code, out, err = said(main.run, f"--config={ROOT}/configs/quickstart.py", f"--workdir={workdir}", *flags())
+    code, out, err = said(main.run, f"--config={QUICKSTART}", f"--workdir={workdir}", *flags())
     return Finished(workdir, code, out, err)

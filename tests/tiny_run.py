@@ -2,13 +2,13 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import json
 import pathlib
 
-from perturbdiff_jax.settings import default_config
-
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+QUICKSTART = ROOT / "configs/quickstart.py"
 STEPS, EVERY = 6, 3
 
 CHANGES = {
@@ -36,12 +36,16 @@ CHANGES = {
     "train.steps": STEPS,
     "train.validate_every": EVERY,
     "train.log_every": 2,
+    "train.best_metric": "energy",
 }
 
 
 def tiny_config(**changes):
-    """The config of the tiny job; keyword `model__width=8` changes the key `model.width`."""
-    config = default_config()
+    """The quickstart's config, made tiny; keyword `model__width=8` changes the key `model.width`."""
+    spec = importlib.util.spec_from_file_location("quickstart", QUICKSTART)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
     for name, value in (CHANGES | {k.replace("__", "."): v for k, v in changes.items()}).items():
         section, _, key = name.rpartition(".")
         (config[section] if section else config)[key] = value

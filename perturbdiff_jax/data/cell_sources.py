@@ -14,7 +14,7 @@ from perturbdiff_jax.errors import RequestError
 
 
 class InMemory(H5ad):
-    """An AnnData (in memory or backed) with the attributes and methods of H5ad; it is not changed.
+    """An AnnData (in memory or backed) with the attributes and methods of H5ad; it is not changed (a slice copies).
 
     Raises RequestError for duplicated names, a missing X or one that holds no numbers.
     """
@@ -41,7 +41,7 @@ class InMemory(H5ad):
         for start in range(0, len(self.cells), rows):
             part = matrix[start : start + rows]
             if sp.issparse(part):
-                block = sp.csr_matrix(part, copy=True)
+                block = sp.csr_matrix(part)
                 block.data = widened(block.data)
             else:
                 block = sp.csr_matrix(widened(np.asarray(part)))

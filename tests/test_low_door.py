@@ -1,0 +1,104 @@
+"""Arrays in, arrays out: shapes, conditions, seeds, and refusals of what is not the model's."""
+
+import numpy as np
+import pytest
+
+import perturbdiff_jax
+from perturbdiff_jax.errors import RequestError
+
+B, S, G = 3, 5, 40
+CODES = {"perturbation": np.array([1, 2, 3]), "cell_type": np.array([0, 1, 0]), "batch": np.array([0, 1, 1])}
+
+
+@pytest.fixture(scope="module")
+def model(finished):
+    return perturbdiff_jax.load(finished.workdir)
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    rng = np.random.default_rng(0)
+    xt, control = (rng.random((B, S, G)).astype(np.float32) for _ in range(2))
+    return xt, np.array([0, 5, 999]), control
+
+
+def test_denoise_is_one_pass(model, arrays):
+    out = model.denoise(*arrays, **CODES)
+    assert out.shape == (B, S, G) and out.dtype == np.float32 and (out >= 0).all()
+    per_cell = {name: np.repeat(code[:, None], S, axis=1) for name, code in CODES.items()}
+    np.testing.assert_allclose(model.denoise(*arrays, **per_cell), out, atol=1e-5)
+    fed = model.denoise(*arrays, **CODES, self_condition=np.ones((B, S, G)))
+    zeros = model.denoise(*arrays, **CODES, self_condition=np.zeros((B, S, G)))
+    np.testing.assert_allclose(zeros, out, atol=1e-6)
+    assert not np.array_equal(fed, out)
+
+
+def test_without_covariates_it_is_unconditional(model, arrays):
+    out = model.denoise(*arrays)
+    assert not np.array_equal(out, model.denoise(*arrays, **CODES))
+    np.testing.assert_array_equal(out, model.denoise(*arrays, perturbation=None, source=None))
+    control = arrays[2]
+    free = model.sample(control, start=4)
+    np.testing.assert_allclose(free, model.sample(control, start=4, guidance=0.0), atol=1e-4)
+    assert not np.allclose(free, model.sample(control, **CODES, start=4))
+
+
+def test_sample_walks(model, arrays):
+    noise, _, control = arrays
+    out = model.sample(control, **CODES, start=4)
+    assert out.shape == (B, S, G) and out.dtype == np.float32 and (out >= 0).all()
+    np.testing.assert_array_equal(out, model.sample(control, **CODES, start=4))
+    assert not np.array_equal(out, model.sample(control, **CODES, start=4, seed=1))
+    given = [model.sample(control, **CODES, start=4, init_noise=noise, seed=seed) for seed in (0, 1)]
+    np.testing.assert_array_equal(*given)  # DDIM with eta 0 draws nothing but its start
+    noisy = [model.sample(control, **CODES, start=4, init_noise=noise, eta=1.0, seed=seed) for seed in (0, 1)]
+    assert not np.array_equal(*noisy)
+    for sampler in ("ddpm", "fast"):
+        assert model.sample(control, **CODES, start=4, sampler=sampler).shape == (B, S, G)
+    assert not np.array_equal(out, model.sample(control, **CODES, start=4, guidance=0.0))
+
+
+def test_one_step_is_one_pass(model, arrays):
+    noise, _, control = arrays
+    x0 = model.sample(control, **CODES, init_noise=noise, start=1, guidance=0.0)
+    want = model.denoise(noise, np.zeros(B, int), control, **CODES)
+    np.testing.assert_allclose(x0, np.where(want < 1e-4, 0, want), atol=1e-6)
+    x0 = model.sample(control, init_noise=noise, start=1, guidance=0.0)
+    free = model.denoise(noise, np.zeros(B, int), control)
+    np.testing.assert_allclose(x0, np.where(free < 1e-4, 0, free), atol=1e-6)
+    assert np.abs(free - want).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"perturbation": np.array([1, 2, 7])}, "perturbation: codes from 1 to 7; allowed are -1 to 6"),
+        ({"cell_type": np.array([0, -1, 0])}, "cell_type: codes from -1 to 0; allowed are 0 to 1"),
+        ({"batch": np.array([0.0, 1.0, 1.0])}, "batch: float64 codes of shape"),
+        ({"batch": np.array([0, 1])}, r"batch: int64 codes of shape \(2,\)"),
+        ({"batch": None}, "batch is None: give all of perturbation, cell_type and batch, or none"),
+        ({"batch": np.zeros((B, S), int)}, "give all codes per set, or all per cell"),
+        ({"source": np.zeros(B, int)}, "this bundle knows no sources"),
+        ({"self_condition": np.zeros((B, S, G - 1))}, r"self_condition has shape \(3, 5, 39\)"),
+        ({"self_condition": np.zeros((B, S + 1, G))}, "they must be the same"),
+    ],
+)
+def test_what_is_not_the_models_is_refused(model, arrays, changes, message):
+    with pytest.raises(RequestError, match=message):
+        model.denoise(*arrays, **CODES | changes)
+
+
+def test_wrong_times_walks_and_seeds_are_refused(model, arrays):
+    xt, _, control = arrays
+    for t in (np.array([0, 1]), np.array([0, 1, 1000]), np.array([-1, 1, 2])):
+        with pytest.raises(RequestError, match="t: needed are 3 timesteps from 0 to 999"):
+            model.denoise(xt, t, control, **CODES)
+    for given, message in (
+        ({"sampler": "dpm"}, "allowed are ddim, ddpm, fast"),
+        ({"start": 2000}, "the schedule has 1000 timesteps"),
+        ({"start": 4, "steps": 5}, "between 1 and start=4"),
+        ({"seed": -1}, "seed -1"),
+        ({"init_noise": np.zeros((B, S, 3))}, "init_noise has shape"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            model.sample(control, **CODES, **given)

@@ -1,0 +1,197 @@
+"""A broken and resumed run is the unbroken one, bit for bit; a finished one does not train again."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import EVERY, QUICKSTART, STEPS, flags, read_log, said, tiny_config
+
+from perturbdiff_jax import main, train
+from perturbdiff_jax.checkpoint import Checkpoints
+from perturbdiff_jax.data.store import Store
+from perturbdiff_jax.errors import RequestError
+from perturbdiff_jax.optim import optimizer
+from perturbdiff_jax.predict import build_model
+from perturbdiff_jax.run_setup import describe
+from perturbdiff_jax.settings import from_config
+from perturbdiff_jax.state import create_state, init_params
+
+
+def state_of(workdir, step):
+    """(everything that Orbax keeps at `step`, the best step)."""
+    settings = from_config(tiny_config())
+    store = Store.open(workdir / "store")
+    model = build_model(describe(settings, store), settings)
+    like = jax.eval_shape(
+        lambda: create_state(init_params(model, jax.random.key(0)), optimizer(settings.optim, STEPS))
+    )
+    checkpoints = Checkpoints(workdir / "bundle", metric="energy", mode="min", keep=2, read_only=True)
+    state, best = checkpoints.restore(step, like), checkpoints.best_step()
+    checkpoints.close()
+    return state, best
+
+
+@pytest.fixture(scope="module")
+def broken(finished, tmp_path_factory):
+    """A copy of the tiny job's store, trained until it is killed after the first checkpoint."""
+    workdir = tmp_path_factory.mktemp("broken") / "run"
+    workdir.mkdir()
+    shutil.copytree(finished.workdir / "store", workdir / "store")
+    shutil.copy(finished.workdir / "config.json", workdir)
+    settings, store = from_config(tiny_config()), Store.open(workdir / "store")
+    whole = train.prefetch
+
+    def cut(*arguments, **keywords):
+        for step, batch in whole(*arguments, **keywords):
+            if step == EVERY + 2:
+                raise KeyboardInterrupt
+            yield step, batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "prefetch", cut)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(settings, store, workdir)
+    # What a kill leaves besides: a checkpoint under way and a line cut short.
+    (workdir / "bundle/checkpoints/5.orbax-checkpoint-tmp-0").mkdir()
+    with open(workdir / "logs/metrics.jsonl", "a") as log:
+        log.write('{"step": 5, "kind": "tra')
+    return workdir, store, settings
+
+
+def test_a_resumed_run_is_the_unbroken_one(finished, broken, capsys):
+    workdir, store, settings = broken
+    assert (
+        max(
+            row["step"]
+            for row in map(json.loads, (workdir / "logs/metrics.jsonl").read_text().splitlines()[:-1])
+        )
+        > EVERY
+    )
+    train.train(settings, store, workdir)
+    assert f"Resuming at step {EVERY} of {STEPS}." in capsys.readouterr().out
+    unbroken, best = state_of(finished.workdir, STEPS)
+    resumed, best_resumed = state_of(workdir, STEPS)
+    assert int(resumed.step) == STEPS and best == best_resumed
+    jax.tree.map(np.testing.assert_array_equal, resumed, unbroken)
+    assert read_log(workdir) == finished.log()
+    assert not list((workdir / "bundle/checkpoints").glob("*tmp*"))
+
+
+def test_the_state_has_moved_and_the_average_is_not_the_parameters(finished):
+    first, _ = state_of(finished.workdir, EVERY)
+    last, _ = state_of(finished.workdir, STEPS)
+    kernel = ("head", "out", "linear", "kernel")
+    for tree in ("params", "ema"):
+        a, b = getattr(first, tree), getattr(last, tree)
+        for name in kernel:
+            a, b = a[name], b[name]
+        assert not np.array_equal(a, b)
+    assert not np.array_equal(last.params["null_condition"], last.ema["null_condition"])
+
+
+def test_the_same_command_again_does_not_train_again(finished, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished.workdir, workdir)
+    monkeypatch.setattr(train, "_loop", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(train, "evaluate", lambda *a, **k: None)
+    settings = json.loads((workdir / "config.json").read_text())
+    train.train_and_evaluate(settings, workdir)
+    assert read_log(workdir) == finished.log()
+    # How to sample is free to change; the weights stay and the predictions are made anew.
+    settings["sampler"]["steps"] = 1
+    train.train_and_evaluate(settings, workdir)
+    assert json.loads((workdir / "bundle/bundle.json").read_text())["settings"]["sampler"]["steps"] == 1
+
+
+def test_other_settings_in_a_used_directory_are_refused(finished):
+    command = [f"--config={QUICKSTART}", f"--workdir={finished.workdir}"]
+    code, _, err = said(main.run, *command, *flags(optim__learning_rate=0.5))
+    assert code == 2 and "config.optim.learning_rate was 0.001, is 0.5" in err and "another --workdir" in err
+
+
+def test_a_refused_run_can_be_mended_in_the_same_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "train", lambda *a: {})
+    monkeypatch.setattr(train, "predict_test", lambda *a: pytest.fail("no test split was asked for"))
+    with pytest.raises(RequestError, match="unknown batch"):
+        train.train_and_evaluate(tiny_config(holdout__batch="B9"), tmp_path)
+    assert not (tmp_path / "store").exists()
+    with pytest.raises(RequestError, match=r"model.heads=5"):
+        train.train_and_evaluate(tiny_config(model__heads=5), tmp_path)
+    report = train.train_and_evaluate(
+        tiny_config(holdout__fraction=0.0, holdout__validation_fraction=0.0, simulate__genes=30), tmp_path
+    )
+    assert report.exists() and len(Store.open(tmp_path / "store").genes) == 30
+
+
+@pytest.mark.parametrize("stage", ["prepare", "predict", "evaluate"])
+def test_a_run_broken_in_any_stage_leaves_nothing_half_written(finished, tmp_path, monkeypatch, stage):
+    """Each stage is stopped in the middle of its writing."""
+    import anndata
+    import pandas
+
+    from perturbdiff_jax.data.store_writer import StoreWriter
+
+    def stop(_, path=None, *__, **___):
+        if isinstance(path, pathlib.Path):
+            path.write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    workdir = tmp_path / "run"
+    if stage == "prepare":
+        monkeypatch.setattr(StoreWriter, "finish", stop)
+    else:
+        shutil.copytree(finished.workdir, workdir)
+        for name in (
+            "predictions.h5ad",
+            "metrics.csv",
+            "metrics_all.csv",
+            "summary.json",
+            "pca.csv",
+            "report.html",
+        ):
+            (workdir / name).unlink()
+        monkeypatch.setattr(
+            *(anndata.AnnData, "write_h5ad") if stage == "predict" else (pandas.DataFrame, "to_csv"), stop
+        )
+    before = set(workdir.rglob("*"))
+    with pytest.raises(KeyboardInterrupt):
+        train.train_and_evaluate(tiny_config(), workdir)
+    made = {path.relative_to(workdir).as_posix() for path in set(workdir.rglob("*")) - before}
+    made = {name for name in made if not name.startswith("logs/")}
+    assert (
+        made
+        <= {
+            "prepare": {"config.json", "run.json", "simulated.h5ad"},
+            "predict": set(),
+            "evaluate": {"predictions.h5ad"},
+        }[stage]
+    )
+
+
+def test_a_loss_that_is_not_finite_is_a_fault_with_its_step(finished, tmp_path, monkeypatch):
+    settings, store = from_config(tiny_config()), Store.open(finished.workdir / "store")
+
+    def compiled(parts, mesh):
+        def step(state, batch):
+            step.done += 1
+            value = np.float32(np.nan if step.done >= 4 else 1)
+            return state, {"loss/total": value, "loss/mse": value, "loss/energy": value}
+
+        step.done = 0
+        return step
+
+    monkeypatch.setattr(train, "compile_step", compiled)
+    monkeypatch.setattr(
+        train,
+        "make_validation",
+        lambda *a: type(
+            "V",
+            (),
+            {"split": "v", "__len__": lambda s: 1, "__call__": lambda s, p: {"validation/energy": 1.0}},
+        )(),
+    )
+    with pytest.raises(FloatingPointError, match=r"in the steps up to 4 \(first after step 3\)"):
+        train.train(settings, store, tmp_path)
