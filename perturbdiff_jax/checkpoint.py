@@ -160,7 +160,14 @@ class Checkpoints:
         return TrainState(ema=found["ema"], **found["train"])
 
     def restore_ema(self, step: int, like: dict) -> dict:
-        """The averaged weights alone at `step`."""
+        """The averaged weights alone at `step`; ValueError when they are not shaped as `like`."""
+        # Looked at before: reads that fail half-way make Orbax speak up when the process ends.
+        kept = ocp.StandardCheckpointHandler().metadata(self.path / str(step) / "ema")
+        kept = {jax.tree_util.keystr(path): leaf.shape for path, leaf in _leaves(getattr(kept, "tree", kept))}
+        for path, leaf in _leaves(like):
+            name = jax.tree_util.keystr(path)
+            if kept.get(name) != leaf.shape:
+                raise ValueError(f"{name} has shape {kept.get(name)}, the settings ask for {leaf.shape}")
         args = ocp.args.Composite(ema=ocp.args.StandardRestore(_shapes(like)))
         return self._manager.restore(step, args=args)["ema"]
 
@@ -168,6 +175,10 @@ class Checkpoints:
         """Waits for saves under way."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _leaves(tree: Any) -> list[tuple]:
+    return jax.tree_util.tree_flatten_with_path(tree)[0]
 
 
 def _shapes(tree: Any) -> Any:

@@ -15,15 +15,15 @@ from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.optim import optimizer
 from perturbdiff_jax.predict import build_model
-from perturbdiff_jax.run_setup import describe
+from perturbdiff_jax.run_setup import describe, settle
 from perturbdiff_jax.settings import from_config
 from perturbdiff_jax.state import create_state, init_params
 
 
 def state_of(workdir, step):
     """(everything that Orbax keeps at `step`, the best step)."""
-    settings = from_config(tiny_config())
     store = Store.open(workdir / "store")
+    settings = settle(from_config(tiny_config()), store)
     model = build_model(describe(settings, store), settings)
     like = jax.eval_shape(
         lambda: create_state(init_params(model, jax.random.key(0)), optimizer(settings.optim, STEPS))
@@ -41,7 +41,8 @@ def broken(finished, tmp_path_factory):
     workdir.mkdir()
     shutil.copytree(finished.workdir / "store", workdir / "store")
     shutil.copy(finished.workdir / "config.json", workdir)
-    settings, store = from_config(tiny_config()), Store.open(workdir / "store")
+    store = Store.open(workdir / "store")
+    settings = settle(from_config(tiny_config()), store)
     whole = train.prefetch
 
     def cut(*arguments, **keywords):
@@ -172,7 +173,8 @@ def test_a_run_broken_in_any_stage_leaves_nothing_half_written(finished, tmp_pat
 
 
 def test_a_loss_that_is_not_finite_is_a_fault_with_its_step(finished, tmp_path, monkeypatch):
-    settings, store = from_config(tiny_config()), Store.open(finished.workdir / "store")
+    store = Store.open(finished.workdir / "store")
+    settings = settle(from_config(tiny_config()), store)
 
     def compiled(parts, mesh):
         def step(state, batch):

@@ -48,9 +48,9 @@ class Schedule:
     def __post_init__(self):
         """Refuses unknown names and empty schedules."""
         if self.name not in SCHEDULES:
-            raise RequestError(f"diffusion.schedule={self.name!r}: allowed are {', '.join(SCHEDULES)}.")
+            raise RequestError(f"schedule.name={self.name!r}: allowed are {', '.join(SCHEDULES)}.")
         if self.steps < 1:
-            raise RequestError(f"diffusion.timesteps={self.steps}: must be at least 1.")
+            raise RequestError(f"schedule.steps={self.steps}: must be at least 1.")
 
     @functools.cached_property
     def beta(self) -> np.ndarray:
