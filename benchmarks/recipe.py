@@ -85,12 +85,17 @@ def main(arguments: list[str]) -> None:
             print(f"== {row}: training", flush=True)
             train_and_evaluate(changed(config, training), trained[key])
         table[row] = score(
-            changed(config, training | sampling), trained[key], store, workdir / "scores" / row.replace(" ", "_")
+            changed(config, training | sampling),
+            trained[key],
+            store,
+            workdir / "scores" / row.replace(" ", "_"),
         )
     write_json(workdir / "recipe.json", table)
     print(f"\n| {'row':17s} | " + " | ".join(SHOWN) + " |\n|---" * 1 + "|---" * len(SHOWN) + "|")
     for row, metrics in table.items():
-        cells = (f"{metrics[m]['mean']:.3f} [{metrics[m]['low']:.3f}, {metrics[m]['high']:.3f}]" for m in SHOWN)
+        cells = (
+            f"{metrics[m]['mean']:.3f} [{metrics[m]['low']:.3f}, {metrics[m]['high']:.3f}]" for m in SHOWN
+        )
         print(f"| {row:17s} | " + " | ".join(cells) + " |")
 
 
