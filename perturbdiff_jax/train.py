@@ -113,7 +113,8 @@ def train(settings: Settings, store: Store, workdir: Path) -> dict:
     finally:
         checkpoints.close()
         log.close()
-    facts = {"parameters": count_parameters(state.params), "best_step": checkpoints.best_step()}
+    facts = {"steps": settings.train.steps, "parameters": count_parameters(state.params)}
+    facts["best_step"] = checkpoints.best_step()
     facts |= {"devices": f"{mesh.size} x {jax.devices()[0].device_kind}", "n_sets": source.n_sets}
     return facts | ({"cells_per_second": round(speed)} if speed else {})
 
