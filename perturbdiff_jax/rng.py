@@ -7,7 +7,7 @@ import zlib
 
 import jax
 
-PURPOSES = ("init", "loss", "sample", "validation", "controls")
+PURPOSES = ("init", "loss", "sample")
 
 
 def key_for(seed: int, purpose: str, step: int | jax.Array = 0) -> jax.Array:

@@ -58,6 +58,24 @@ def check_same_run(workdir: Path, settings: Settings) -> None:
         raise RequestError(f"--workdir {workdir}: cannot be written ({error.strerror}).") from None
 
 
+@contextlib.contextmanager
+def taken_back_if_refused(workdir: Path, *files: str) -> Iterator[None]:
+    """Removes the work directory, with nothing but `files` in it, when the request turns out to be wrong.
+
+    One that was there before stays as it is.
+    """
+    new = not workdir.exists()
+    try:
+        yield
+    except RequestError:
+        if new and workdir.is_dir():
+            for name in files:
+                (workdir / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # something else is in it by now: not ours to remove
+                workdir.rmdir()
+        raise
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())

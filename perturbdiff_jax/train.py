@@ -24,7 +24,7 @@ from perturbdiff_jax.optim import learning_rate, optimizer
 from perturbdiff_jax.population import Walker
 from perturbdiff_jax.predict import build_model, load
 from perturbdiff_jax.predictions import write_predictions
-from perturbdiff_jax.run_record import RunRecord, check_same_run
+from perturbdiff_jax.run_record import RunRecord, check_same_run, taken_back_if_refused
 from perturbdiff_jax.run_setup import describe, open_store, settle, store_facts
 from perturbdiff_jax.settings import Settings, from_config
 from perturbdiff_jax.state import count_parameters, create_state, init_params
@@ -45,10 +45,11 @@ def train_and_evaluate(config, workdir: str | Path) -> Path:
     """
     settings = from_config(config)
     workdir = Path(workdir)
-    check_same_run(workdir, settings)
     record = RunRecord(workdir)
-    with record.stage("prepare"):
-        store = open_store(settings, workdir)
+    with taken_back_if_refused(workdir, "config.json", "simulated.h5ad"):
+        check_same_run(workdir, settings)
+        with record.stage("prepare"):
+            store = open_store(settings, workdir)
     settings = settle(settings, store)
     record.note(store=store_facts(store))
     with record.stage("train"):

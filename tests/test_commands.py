@@ -201,3 +201,22 @@ def test_the_modules_are_programs_and_quick_to_refuse():
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0 and done.stderr == ""
         assert "usage" in done.stdout and done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    "wrong", ["--config.data.input=nope.h5ad", "--config.data.store=nope", "--config.holdout.batch=B9"]
+)
+def test_a_refused_run_takes_its_new_directory_back(tmp_path, wrong, capsys):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "notes.txt").write_text("mine")
+    small = [
+        "--config.simulate.genes=20",
+        "--config.simulate.cells_per_group=8",
+        "--config.simulate.perturbations=3",
+    ]
+    for workdir in (tmp_path / "new", kept):
+        assert main.run([f"--config={QUICKSTART}", f"--workdir={workdir}", *small, wrong]) == 2
+        assert capsys.readouterr().err.startswith("error: ")
+    assert not (tmp_path / "new").exists()
+    assert (kept / "notes.txt").read_text() == "mine"
