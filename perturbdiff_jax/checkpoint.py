@@ -23,7 +23,7 @@ from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.state import TrainState
 
 FORMAT = "perturbdiff-bundle"
-VERSION = 1
+VERSION = 2  # 1 had none of the facts with a default below; it is read as well
 FILE = "bundle.json"
 PACKAGES = ("perturbdiff_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "anndata", "cell-eval")
 
@@ -48,6 +48,13 @@ class Bundle:
     settings: dict[str, Any]  # the run's settings, see settings.Settings
     best_metric: dict[str, str]  # {"name": ..., "mode": "min" | "max"}
     versions: dict[str, str]
+    # Facts that most runs have no use for.
+    sources: list[str] = dataclasses.field(default_factory=list)  # with an input layer each; none = one shared
+    datasets: dict[str, str] = dataclasses.field(default_factory=dict)  # data set -> source; prefixes of batches
+    tables: dict[str, Any] = dataclasses.field(default_factory=dict)  # covariate -> name, shape, sha256 (frozen)
+    doses: dict[str, list] = dataclasses.field(default_factory=dict)  # values; codes: a row for each perturbation
+    covariate_genes: int = 0  # width of the covariate encoder; 0 = number of genes
+    origin: dict[str, Any] = dataclasses.field(default_factory=dict)  # of converted weights: file, kind of weights
 
 
 def package_versions() -> dict[str, str]:
@@ -90,9 +97,13 @@ def read_bundle(path: str | Path) -> Bundle:
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise RequestError(f"{file}: not a {FORMAT} file.")
     version = content.pop("version", None)
-    if version != VERSION:
-        raise RequestError(f"{file}: bundle version {version!r}; this release reads version {VERSION}.")
+    if version not in (1, VERSION):
+        raise RequestError(f"{file}: bundle version {version!r}; this release reads versions 1 and {VERSION}.")
     kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(Bundle).items()}
+    if version == 1:
+        fields = dataclasses.fields(Bundle)
+        later = {f.name: f.default_factory for f in fields if f.default_factory is not dataclasses.MISSING}
+        content = {"covariate_genes": 0, **{name: make() for name, make in later.items()}, **content}
     if set(content) != set(kinds):
         wrong = sorted(set(content) ^ set(kinds))
         raise RequestError(f"{file}: damaged, keys missing or unknown: {', '.join(wrong)}.")

@@ -29,16 +29,17 @@ class StepParts:
     seed: int
 
 
-def bind(model: Denoiser, params: dict, perturbation, cell_type, batch) -> objective.Denoise:
+def bind(model: Denoiser, params: dict, perturbation, cell_type, batch, source=None) -> objective.Denoise:
     """The network behind its covariates, as diffusion/ wants it: `denoise(xt, t, control, drop, previous)`.
 
-    Codes are [B] or [B, S]; a call with k * B sets (guidance stacks branches) repeats them k times.
+    Codes are [B] or [B, S], `source` [B] or None; a call with k * B sets (guidance stacks branches) repeats them k times.
     """
 
     def denoise(xt, t, control, drop, self_condition):
         times = xt.shape[0] // perturbation.shape[0]
         codes = [jnp.concatenate([code] * times) for code in (perturbation, cell_type, batch)]
-        return model.apply({"params": params}, xt, t, control, *codes, drop, self_condition)
+        sources = None if source is None else jnp.concatenate([source] * times)
+        return model.apply({"params": params}, xt, t, control, *codes, drop, self_condition, sources)
 
     return denoise
 

@@ -43,6 +43,8 @@ class ModelOptions:
     # without any perturbed training cell. Then control cells alone tell the context, and that carries over.
     use_cell_type: str = "yes"
     use_batch: str = "yes"
+    # "no" gives every cell the embedding of "none": marginal pretraining, where perturbations are not looked at.
+    use_perturbation: str = "yes"
     norm_of_block_input: bool = True  # released order; False = the textbook order (norm after the residual)
     # What the output is added to before the ReLU. Released: nothing ("none"). "control": the control cell of
     # the same token, so that the network predicts a change; "scaled_control": the same with a factor per gene
@@ -62,6 +64,8 @@ class ModelOptions:
         for name in ("use_cell_type", "use_batch"):
             if getattr(self, name) not in USES:
                 raise RequestError(f"model.{name}={getattr(self, name)!r}: allowed are {', '.join(USES)}.")
+        if self.use_perturbation not in USES[:2]:
+            raise RequestError(f"model.use_perturbation={self.use_perturbation!r}: allowed are yes, no.")
         if self.dtype not in DTYPES:
             raise RequestError(f"model.dtype={self.dtype!r}: allowed are {', '.join(DTYPES)}.")
         if min(self.width, self.depth, self.heads, self.mlp_ratio, self.covariate_width) < 1:
@@ -122,13 +126,27 @@ class Head(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """x0 estimate of a set of noisy cells given time, control cells and covariates."""
+    """x0 estimate of a set of noisy cells given time, control cells and covariates.
+
+    Attributes:
+      options: shape of the network.
+      genes, perturbations, cell_types, batches: sizes of the vocabularies.
+      sources: sources of data with an input layer each; 0 = one shared layer.
+      perturbation_table, cell_type_table, dose_codes: see models/covariates.py.
+      covariate_genes: output width of the covariate encoder; 0 = `genes`. Weights finetuned to another gene set keep
+        the width they were pretrained with.
+    """
 
     options: ModelOptions
     genes: int
     perturbations: int
     cell_types: int
     batches: int
+    sources: int = 0
+    perturbation_table: tuple[int, int] | None = None
+    cell_type_table: tuple[int, int] | None = None
+    dose_codes: tuple[int, ...] = ()
+    covariate_genes: int = 0
 
     @nn.compact
     def __call__(
@@ -141,6 +159,7 @@ class Denoiser(nn.Module):
         batch: jax.Array,
         drop: jax.Array | bool = False,
         self_condition: jax.Array | None = None,
+        source: jax.Array | None = None,
     ) -> jax.Array:
         """One pass of the network.
 
@@ -151,6 +170,7 @@ class Denoiser(nn.Module):
           perturbation, cell_type, batch: int codes [B] or, for sets that mix batches, [B, S].
           drop: bool or [B] bool; True replaces the covariate embedding by the learned null vector (unconditional).
           self_condition: [B, S, G] previous x0 estimate, None for zeros.
+          source: [B] int code of the source of each set; None is source 0.
 
         Returns:
           [B, S, G] float32 estimate of x0, not negative.
@@ -160,8 +180,9 @@ class Denoiser(nn.Module):
         width = opts.width
         gene_vector = self.param("gene_vector", nn.initializers.normal(1.0), (width,), jnp.float32)
         gene_vector = gene_vector.astype(dtype)[None, None]
-        x = CellEmbedder(width, dtype=dtype, name="embed_perturbed")(xt, self_condition)
-        u = CellEmbedder(width, dtype=dtype, name="embed_control")(control)
+        source = jnp.zeros_like(t) if source is None else source
+        x = CellEmbedder(width, self.sources, dtype, name="embed_perturbed")(xt, self_condition, source)
+        u = CellEmbedder(width, self.sources, dtype, name="embed_control")(control, None, source)
         x, u = x + gene_vector, u + gene_vector
 
         if (
@@ -172,8 +193,12 @@ class Denoiser(nn.Module):
             perturbations=self.perturbations,
             cell_types=self.cell_types if opts.use_cell_type != "no" else 0,
             batches=self.batches if opts.use_batch != "no" else 0,
-            genes=self.genes,
+            genes=self.covariate_genes or self.genes,
             width=opts.covariate_width,
+            ignore_perturbation=opts.use_perturbation == "no",
+            perturbation_table=self.perturbation_table,
+            cell_type_table=self.cell_type_table,
+            dose_codes=self.dose_codes,
             dtype=dtype,
             name="covariates",
         )(perturbation, cell_type, batch)
