@@ -30,3 +30,4 @@ class Batch:
     cell_type: Array  # [B] int32 code
     batch: Array  # [B] int32 code
     mask: Array  # [B, S] float32, 1 for a real cell and 0 for one drawn again to fill the set
+    source: Array | None = None  # [B] int32 code, where every source of data has its own input layer

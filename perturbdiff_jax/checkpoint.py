@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from perturbdiff_jax.errors import RequestError
+from perturbdiff_jax.models.mmdit import Denoiser, ModelOptions
 from perturbdiff_jax.state import TrainState
 
 FORMAT = "perturbdiff-bundle"
@@ -49,12 +50,22 @@ class Bundle:
     best_metric: dict[str, str]  # {"name": ..., "mode": "min" | "max"}
     versions: dict[str, str]
     # Facts that most runs have no use for.
-    sources: list[str] = dataclasses.field(default_factory=list)  # with an input layer each; none = one shared
-    datasets: dict[str, str] = dataclasses.field(default_factory=dict)  # data set -> source; prefixes of batches
-    tables: dict[str, Any] = dataclasses.field(default_factory=dict)  # covariate -> name, shape, sha256 (frozen)
-    doses: dict[str, list] = dataclasses.field(default_factory=dict)  # values; codes: a row for each perturbation
+    sources: list[str] = dataclasses.field(
+        default_factory=list
+    )  # with an input layer each; none = one shared
+    datasets: dict[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # data set -> source; prefixes of batches
+    tables: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # covariate -> name, shape, sha256 (frozen)
+    doses: dict[str, list] = dataclasses.field(
+        default_factory=dict
+    )  # values; codes: a row for each perturbation
     covariate_genes: int = 0  # width of the covariate encoder; 0 = number of genes
-    origin: dict[str, Any] = dataclasses.field(default_factory=dict)  # of converted weights: file, kind of weights
+    origin: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # of converted weights: file, kind of weights
 
 
 def package_versions() -> dict[str, str]:
@@ -98,7 +109,9 @@ def read_bundle(path: str | Path) -> Bundle:
         raise RequestError(f"{file}: not a {FORMAT} file.")
     version = content.pop("version", None)
     if version not in (1, VERSION):
-        raise RequestError(f"{file}: bundle version {version!r}; this release reads versions 1 and {VERSION}.")
+        raise RequestError(
+            f"{file}: bundle version {version!r}; this release reads versions 1 and {VERSION}."
+        )
     kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(Bundle).items()}
     if version == 1:
         fields = dataclasses.fields(Bundle)
@@ -111,6 +124,26 @@ def read_bundle(path: str | Path) -> Bundle:
         if not isinstance(content[name], kind):
             raise RequestError(f"{file}: damaged, {name} must be a {kind.__name__}.")
     return Bundle(**content)
+
+
+def build_model(bundle: Bundle, options: ModelOptions) -> Denoiser:
+    """The network of a bundle."""
+
+    def table(covariate: str) -> tuple[int, int] | None:
+        return tuple(bundle.tables[covariate]["shape"]) if covariate in bundle.tables else None
+
+    return Denoiser(
+        options,
+        genes=len(bundle.genes),
+        perturbations=len(bundle.perturbations),
+        cell_types=len(bundle.cell_types),
+        batches=len(bundle.batches),
+        sources=len(bundle.sources),
+        perturbation_table=table("perturbation"),
+        cell_type_table=table("cell_type"),
+        dose_codes=tuple(bundle.doses.get("codes", ())),
+        covariate_genes=bundle.covariate_genes,
+    )
 
 
 class Checkpoints:
@@ -148,6 +181,11 @@ class Checkpoints:
             args=ocp.args.Composite(ema=ocp.args.StandardSave(state.ema), train=ocp.args.StandardSave(train)),
             metrics={name: float(value) for name, value in metrics.items()},
         )
+
+    def save_weights(self, step: int, weights: dict) -> None:
+        """Saves weights that predict, without a training state, and waits for it."""
+        self._manager.save(step, args=ocp.args.Composite(ema=ocp.args.StandardSave(weights)), metrics={})
+        self._manager.wait_until_finished()
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint, None when there is none."""

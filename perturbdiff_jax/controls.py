@@ -16,6 +16,7 @@ from perturbdiff_jax.data.h5ad import H5ad
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.data.values import normalise, read_checked, scales
 from perturbdiff_jax.errors import RequestError, shorten, unknown
+from perturbdiff_jax.vocabulary import batch_names, unknown_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,8 @@ class ControlCells:
 
     cells: dict[tuple[str, str], sp.csr_matrix]  # (cell type, batch) -> [C, G] float32
     names: dict[tuple[str, str], list[str]]  # the cells' names
+    # Batches that the file calls otherwise than the bundle: the bundle's name -> the file's.
+    spelling: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def resolve(self, cell_type: str, batch: str) -> tuple[tuple[str, str], str]:
         """The context whose controls serve (cell type, batch), and the rule that found it.
@@ -73,13 +76,14 @@ def from_anndata(
     cell_type_key: str | None,
     batch_key: str | None,
     total_key: str | None = None,
+    gene_key: str | None = None,
     min_gene_overlap: float = 0.8,
     echo: Callable[[str], None] = print,
 ) -> ControlCells:
     """Control cells of a user's file: raw counts or log1p-normalised; normalised and aligned to the bundle.
 
     When the file has the bundle's perturbation column, its cells under the control label are used; otherwise every
-    cell counts as a control cell.
+    cell counts as a control cell. Genes are matched by name (the index of var, or its column `gene_key`).
 
     Raises:
       RequestError: missing file or column, unknown cell type or batch, wrong values, too few genes in common.
@@ -88,9 +92,12 @@ def from_anndata(
     with file:
         rows = _control_rows(file, bundle, echo)
         kinds = _labels(file, rows, cell_type_key, bundle.cell_types, "cell type")
-        places = _labels(file, rows, batch_key, bundle.batches, "batch")
-        columns = _columns(file, bundle, min_gene_overlap, echo)
+        given = _labels(file, rows, batch_key, bundle.batches, "batch")
+        _check_contexts(file, bundle, (kinds, cell_type_key), (given, batch_key))
+        columns = _columns(file, bundle, gene_key, min_gene_overlap, echo)
         matrix = _expression(SomeRows(file, rows), bundle, total_key, echo)
+    batches = batch_names(bundle)
+    places = np.array([batches[label] for label in given], dtype=object)
     picked = matrix.tocsc()[:, np.maximum(columns, 0)] @ sp.diags((columns >= 0).astype(np.float32))
     matrix = sp.csr_matrix(picked, dtype=np.float32)
     matrix.eliminate_zeros()
@@ -99,7 +106,7 @@ def from_anndata(
         inside = np.flatnonzero((kinds == context[0]) & (places == context[1]))
         cells[context] = matrix[inside]
         names[context] = list(file.cells[rows[inside]])
-    return ControlCells(cells, names)
+    return ControlCells(cells, names, {batches[label]: label for label in sorted(set(given))})
 
 
 def _control_rows(file: H5ad, bundle: Bundle, echo: Callable[[str], None]) -> np.ndarray:
@@ -127,16 +134,36 @@ def _labels(file: H5ad, rows: np.ndarray, key: str | None, known: list[str], kin
                 f"Columns: {shorten(file.columns)}."
             )
         return np.full(len(rows), known[0], dtype=object)
-    labels = file.labels(key, flag=flag)[rows]
-    for label in sorted(set(labels)):
-        if label not in known:
-            raise unknown(kind, label, known, f"{file.label}, column {key!r}")
-    return labels
+    return file.labels(key, flag=flag)[rows]
 
 
-def _columns(file: H5ad, bundle: Bundle, least: float, echo: Callable[[str], None]) -> np.ndarray:
+def _check_contexts(file: H5ad, bundle: Bundle, cell_types: tuple, batches: tuple) -> None:
+    """Raises RequestError on the first name, (labels, column) each, that the bundle does not know."""
+    for label in sorted(set(cell_types[0]) - set(bundle.cell_types)):
+        raise unknown("cell type", label, bundle.cell_types, f"{file.label}, column {cell_types[1]!r}")
+    for label in sorted(set(batches[0]) - set(batch_names(bundle))):
+        raise unknown_batch(bundle, label, f"{file.label}, column {batches[1]!r}")
+
+
+def _columns(
+    file: H5ad, bundle: Bundle, gene_key: str | None, least: float, echo: Callable[[str], None]
+) -> np.ndarray:
     """Where each of the bundle's genes stands in the file, -1 = missing."""
-    columns = pd.Index(file.genes).get_indexer(pd.Index(np.array(bundle.genes, dtype=object)))
+    if bundle.origin.get("gene_names") is False:
+        raise RequestError(
+            "The bundle has no gene names, so genes of a file cannot be matched: convert it again with --genes."
+        )
+    names = file.genes if gene_key is None else file.gene_labels(gene_key, flag="--gene-key")
+    names, wanted = pd.Index(names), pd.Index(np.array(bundle.genes, dtype=object))
+    twice = names[names.duplicated()].intersection(wanted)
+    if len(twice):
+        raise RequestError(
+            f"{file.label}: var column {gene_key!r} names {len(twice)} of the bundle's genes more than once: "
+            f"{shorten(twice, 3)}."
+        )
+    unique = ~names.duplicated()
+    places = np.flatnonzero(unique)[names[unique].get_indexer(wanted)]
+    columns = np.where(wanted.isin(names), places, -1)
     found = columns >= 0
     if found.mean() < least or not found.any():
         lost = [gene for gene, ok in zip(bundle.genes, found) if not ok]

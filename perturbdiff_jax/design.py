@@ -10,6 +10,7 @@ from perturbdiff_jax.checkpoint import Bundle
 from perturbdiff_jax.data.conditions import SPLITS
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import RequestError, unknown
+from perturbdiff_jax.vocabulary import batch_names, unknown_batch
 
 CONDITION = ("perturbation", "cell_type", "batch")
 COLUMNS = (*CONDITION, "cells", "draws")
@@ -92,8 +93,12 @@ def check_design(design: pd.DataFrame, bundle: Bundle, cells: int | None, draws:
     design = design.copy()
     if not len(design):
         raise RequestError(f"{where}: no condition is asked for.")
-    known = {"perturbation": bundle.perturbations, "cell_type": bundle.cell_types, "batch": bundle.batches}
-    for column, names in known.items():
+    vocabularies = {
+        "perturbation": bundle.perturbations,
+        "cell_type": bundle.cell_types,
+        "batch": bundle.batches,
+    }
+    for column, names in vocabularies.items():
         if column not in design:
             if column == "perturbation" or len(names) > 1:
                 raise RequestError(
@@ -104,9 +109,13 @@ def check_design(design: pd.DataFrame, bundle: Bundle, cells: int | None, draws:
             row = int(np.argmax(design[column].isna())) + 1
             raise RequestError(f"{where}: column {column!r} has no value in row {row}.")
         design[column] = design[column].astype(str)
+        known = batch_names(bundle) if column == "batch" else dict.fromkeys(names)
         for name in design[column].unique():
-            if name not in names:
+            if name not in known and column == "batch":
+                raise unknown_batch(bundle, name, where)
+            if name not in known:
                 raise unknown(column.replace("_", " "), name, names, where)
+    design["batch"] = design["batch"].map(batch_names(bundle))  # from here on as in the vocabulary
     if (design["perturbation"] == bundle.control).any():
         raise RequestError(f"{where}: {bundle.control!r} is the control; it is given, not predicted.")
     design["cells"] = _whole_numbers(design, "cells", cells, 0, where)

@@ -31,6 +31,7 @@ class Request:
     cells: int
     controls: sp.csr_matrix
     draw: int = 0
+    source: int = 0  # input layer, of networks that have several
 
     @property
     def address(self) -> int:
@@ -52,14 +53,17 @@ class Walker:
         sets_per_batch: int,
         divisor: float,
         seed: int,
+        zero_control: bool = False,
     ):
+        """`zero_control`: the network was trained without control cells and gets none (marginal pretraining)."""
         self.cells_per_set, self.sets_per_batch = cells_per_set, sets_per_batch
         self.divisor, self.seed = divisor, seed
 
-        def walk(params, control, codes, address, index):
+        def walk(params, control, codes, source, address, index):
+            control = jnp.zeros_like(control) if zero_control else control
             base = rng.key_for(seed, "sample")
             fold = jax.vmap(lambda a, i: jax.random.fold_in(jax.random.fold_in(base, a), i))
-            denoise = bind(model, params, codes[:, 0], codes[:, 1], codes[:, 2])
+            denoise = bind(model, params, codes[:, 0], codes[:, 1], codes[:, 2], source)
             keys = fold(address, index)
             return sample(denoise, control, schedule=schedule, options=sampler, keys=keys)
 
@@ -112,8 +116,9 @@ class Walker:
         filled = chunk + chunk[:1] * (self.sets_per_batch - len(chunk))
         control = np.stack([requests[n].controls[rows[n][i]].toarray() for n, i in filled])
         codes = np.array([requests[n].codes for n, _ in filled], np.int32)
+        source = np.array([requests[n].source for n, _ in filled], np.int32)
         address = np.array([requests[n].address for n, _ in filled], np.uint32)
         index = np.array([i for _, i in filled], np.uint32)
         scaled = jnp.asarray(control.astype(np.float32) / np.float32(self.divisor))
-        cells = self._walk(params, scaled, codes, address, index)
+        cells = self._walk(params, scaled, codes, source, address, index)
         return np.asarray(cells)[: len(chunk)] * np.float32(self.divisor)

@@ -18,7 +18,7 @@ import scipy.sparse as sp
 
 from perturbdiff_jax import direct
 from perturbdiff_jax import settings as run_settings
-from perturbdiff_jax.checkpoint import Bundle, Checkpoints, read_bundle
+from perturbdiff_jax.checkpoint import Bundle, Checkpoints, build_model, read_bundle
 from perturbdiff_jax.controls import ControlCells, from_anndata
 from perturbdiff_jax.design import check_design, full_design
 from perturbdiff_jax.diffusion import samplers
@@ -28,19 +28,9 @@ from perturbdiff_jax.population import Request, Walker
 from perturbdiff_jax.predictions import assemble
 from perturbdiff_jax.state import init_params
 from perturbdiff_jax.telemetry import Progress
+from perturbdiff_jax.vocabulary import source_code
 
 WHICH = ("best", "latest")
-
-
-def build_model(bundle: Bundle, options: run_settings.Settings) -> Denoiser:
-    """The network of a bundle."""
-    return Denoiser(
-        options.model,
-        genes=len(bundle.genes),
-        perturbations=len(bundle.perturbations),
-        cell_types=len(bundle.cell_types),
-        batches=len(bundle.batches),
-    )
 
 
 def load(path: str | Path, *, which: str = "best") -> "Predictor":
@@ -63,7 +53,7 @@ def load(path: str | Path, *, which: str = "best") -> "Predictor":
         options = run_settings.from_config(bundle.settings)
     except RequestError as error:
         raise RequestError(f"{path / 'bundle.json'}: {error}") from None
-    model = build_model(bundle, options)
+    model = build_model(bundle, options.model)
     best = bundle.best_metric
     checkpoints = Checkpoints(
         path, metric=best["name"], mode=best["mode"], keep=options.train.keep, read_only=True
@@ -108,6 +98,16 @@ class Predictor:
         """Batches that can be asked for."""
         return list(self.bundle.batches)
 
+    @property
+    def sources(self) -> list[str]:
+        """Sources of data that have an input layer each; empty with one layer for all."""
+        return list(self.bundle.sources)
+
+    @property
+    def zero_control(self) -> bool:
+        """Control cells were always zeroed in training (marginal pretraining), so walks zero them as well."""
+        return self.options.objective.drop_control == 1
+
     def predict(
         self,
         adata: anndata.AnnData | str | Path,
@@ -117,6 +117,8 @@ class Predictor:
         cell_type_key: str | None = None,
         batch_key: str | None = None,
         total_key: str | None = None,
+        gene_key: str | None = None,
+        source: str | None = None,
         cells_per_condition: int | None = None,
         draws: int = 1,
         sampler: samplers.SamplerOptions | None = None,
@@ -131,6 +133,8 @@ class Predictor:
           perturbations: a name or names; each is predicted in every context of the control cells. Or give `design`.
           design: columns perturbation, cell_type, batch and optionally cells, draws; one row per condition.
           cell_type_key, batch_key, total_key: obs columns of `adata`.
+          gene_key: var column with the gene names; by default the index of var.
+          source: input layer, for networks with several whose batches do not tell.
           cells_per_condition: predicted cells of each condition and draw; by default as many as control cells.
           draws: independent populations of each condition (new noise, new order of control cells).
           sampler: how to walk; by default as the bundle says.
@@ -158,6 +162,7 @@ class Predictor:
             cell_type_key=cell_type_key,
             batch_key=batch_key,
             total_key=total_key,
+            gene_key=gene_key,
             min_gene_overlap=min_gene_overlap,
             echo=echo,
         )
@@ -166,6 +171,7 @@ class Predictor:
         return self.predict_design(
             design,
             controls,
+            source=source,
             cells_per_condition=cells_per_condition,
             draws=draws,
             sampler=sampler,
@@ -178,6 +184,7 @@ class Predictor:
         design: pd.DataFrame,
         controls: ControlCells,
         *,
+        source: str | None = None,
         cells_per_condition: int | None = None,
         draws: int = 1,
         sampler: samplers.SamplerOptions | None = None,
@@ -190,7 +197,11 @@ class Predictor:
         samplers.timesteps(self.options.schedule, sampler)  # refuses an impossible walk before any work
         seed = run_settings.checked_seed(seed)
         design = check_design(design, self.bundle, cells_per_condition, draws)
-        requests, sources = self._requests(design, controls, echo)
+        if self.options.model.use_perturbation == "no":
+            echo(
+                "This network was trained without looking at perturbations: every name gets the same population."
+            )
+        requests, contexts = self._requests(design, controls, source, echo)
         walker = Walker(
             self.model,
             schedule=self.options.schedule,
@@ -199,6 +210,7 @@ class Predictor:
             sets_per_batch=sets_per_batch,
             divisor=self.bundle.values["divisor"],
             seed=seed,
+            zero_control=self.zero_control,
         )
         blocks, labels, used = [], [], {}
         progress = Progress(walker.sets_of(requests), "predict: sets", every=10.0)
@@ -206,7 +218,7 @@ class Predictor:
             # Nothing can exceed a cell whose whole total is one gene; a half-trained network may.
             blocks.append(sp.csr_matrix(np.minimum(cells, self.bundle.values["largest"])))
             labels += [(request.perturbation, request.cell_type, request.batch, request.draw)] * len(cells)
-            context = sources[(request.cell_type, request.batch)]
+            context = contexts[(request.cell_type, request.batch)]
             used.setdefault(context, set()).update(rows.tolist())
         return assemble(
             blocks,
@@ -220,87 +232,29 @@ class Predictor:
             seed=seed,
         )
 
-    def _requests(self, design, controls, echo):
-        requests, sources = [], {}
+    def _requests(self, design, controls, source, echo):
+        requests, contexts = [], {}
         vocabularies = [
             {name: code for code, name in enumerate(names)}
             for names in (self.bundle.perturbations, self.bundle.cell_types, self.bundle.batches)
         ]
         for row in design.itertuples(index=False):
             context = (row.cell_type, row.batch)
-            if context not in sources:
-                sources[context], rule = controls.resolve(*context)
-                if sources[context] != context:
+            if context not in contexts:
+                contexts[context], rule = controls.resolve(*context)
+                if contexts[context] != context:
                     echo(
-                        f"context {context} has no control cells: uses those of {sources[context]} ({rule})."
+                        f"context {context} has no control cells: uses those of {contexts[context]} ({rule})."
                     )
-            cells = controls.cells[sources[context]]
+            cells = controls.cells[contexts[context]]
+            layer = source_code(self.bundle, row.batch, source)
             names = (row.perturbation, *context)
             codes = tuple(table[name] for table, name in zip(vocabularies, names))
             wanted = int(row.cells) if row.cells > 0 else cells.shape[0]
             for draw in range(int(row.draws)):
-                requests.append(Request(*names, codes, wanted, cells, draw))
-        return requests, sources
+                requests.append(Request(*names, codes, wanted, cells, draw, layer))
+        return requests, contexts
 
-    def denoise(
-        self,
-        xt,
-        t,
-        control,
-        *,
-        perturbation=None,
-        cell_type=None,
-        batch=None,
-        self_condition=None,
-        source=None,
-    ) -> np.ndarray:
-        """One pass of the network on expression / divisor: [B, S, G] -> [B, S, G] float32.
-
-        `t` [B] int timesteps; codes [B] or [B, S] int; all covariates None = unconditional; `source` is for
-        pretrained networks.
-
-        Raises:
-          RequestError: shapes, codes or timesteps that are not the model's.
-        """
-        cells = direct.checked_cells(self.model, xt=xt, control=control, self_condition=self_condition)
-        codes = direct.checked_codes(self.model, cells[0].shape, perturbation, cell_type, batch, source)
-        t = np.asarray(t)
-        if t.shape != cells[0].shape[:1] or not ((t >= 0) & (t < self.options.schedule.steps)).all():
-            raise RequestError(
-                f"t: needed are {cells[0].shape[0]} timesteps from 0 to {self.options.schedule.steps - 1}."
-            )
-        xt, control, previous = cells
-        return np.asarray(direct.denoise(self.model, self.params, *codes, xt, t, control, previous))
-
-    def sample(
-        self,
-        control,
-        *,
-        perturbation=None,
-        cell_type=None,
-        batch=None,
-        source=None,
-        init_noise=None,
-        sampler: str = "ddim",
-        start: int = 100,
-        steps: int | None = None,
-        eta: float = 0.0,
-        guidance: float = 1.0,
-        seed: int = 0,
-    ) -> np.ndarray:
-        """Walks sets on expression / divisor, defaults as released: control [B, S, G] -> cells [B, S, G] float32.
-
-        `init_noise` [B, S, G] replaces the drawn start; codes are [B] or [B, S] int, all None = unconditional;
-        `source` is for pretrained networks.
-
-        Raises:
-          RequestError: shapes or codes that are not the model's, an impossible walk.
-        """
-        steps = start if steps is None else steps
-        options = samplers.SamplerOptions(name=sampler, start=start, steps=steps, eta=eta, guidance=guidance)
-        control, noise = direct.checked_cells(self.model, control=control, init_noise=init_noise)
-        codes = direct.checked_codes(self.model, control.shape, perturbation, cell_type, batch, source)
-        keys = jax.random.split(jax.random.key(run_settings.checked_seed(seed)), control.shape[0])
-        schedule = self.options.schedule
-        walked = direct.sample(self.model, schedule, options, self.params, *codes, control, noise, keys)
-        return np.asarray(walked)
+    # The low door: arrays in, arrays out.
+    denoise = direct.denoise
+    sample = direct.sample

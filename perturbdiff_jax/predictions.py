@@ -48,6 +48,7 @@ def assemble(
     table = pd.DataFrame(labels, columns=[*CONDITION, "draw"], index=names)
     trained = {name for name, _, _ in bundle.trained}
     table["seen_perturbation"] = table["perturbation"].isin(trained | {bundle.control})
+    table["batch"] = [controls.spelling.get(name, name) for name in table["batch"]]
     renamed = {role: keys[role] for role in CONDITION if keys.get(role)}
     table = table.drop(columns=[role for role in CONDITION if role not in renamed]).rename(columns=renamed)
     for column in renamed.values():

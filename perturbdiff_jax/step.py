@@ -13,7 +13,7 @@ from perturbdiff_jax.array_types import Batch
 from perturbdiff_jax.diffusion import objective
 from perturbdiff_jax.diffusion.schedule import Schedule
 from perturbdiff_jax.models.mmdit import Denoiser
-from perturbdiff_jax.optim import EmaOptions, update_ema
+from perturbdiff_jax.optim import EmaOptions, present_parameters, update_ema
 from perturbdiff_jax.state import TrainState
 
 
@@ -32,7 +32,8 @@ class StepParts:
 def bind(model: Denoiser, params: dict, perturbation, cell_type, batch, source=None) -> objective.Denoise:
     """The network behind its covariates, as diffusion/ wants it: `denoise(xt, t, control, drop, previous)`.
 
-    Codes are [B] or [B, S], `source` [B] or None; a call with k * B sets (guidance stacks branches) repeats them k times.
+    Codes are [B] or [B, S], `source` [B] or None; a call with k * B sets (guidance stacks branches) repeats them k
+    times.
     """
 
     def denoise(xt, t, control, drop, self_condition):
@@ -44,10 +45,9 @@ def bind(model: Denoiser, params: dict, perturbation, cell_type, batch, source=N
     return denoise
 
 
-def loss_and_metrics(parts: StepParts, params: dict, batch: Batch, key: jax.Array):
-    """The objective on one batch with draws from `key`: (scalar, metrics)."""
-    denoise = bind(parts.model, params, batch.perturbation, batch.cell_type, batch.batch)
-    draws = objective.draw(key, batch.perturbed.shape, parts.schedule, parts.objective)
+def loss_and_metrics(parts: StepParts, params: dict, batch: Batch, draws: objective.Draws):
+    """The objective on one batch with everything random given: (scalar, metrics)."""
+    denoise = bind(parts.model, params, batch.perturbation, batch.cell_type, batch.batch, source=batch.source)
     return objective.training_loss(
         denoise,
         batch.perturbed,
@@ -62,9 +62,18 @@ def loss_and_metrics(parts: StepParts, params: dict, batch: Batch, key: jax.Arra
 def train_step(parts: StepParts, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
     """Forward, backward, clip, AdamW, average. Metrics are float32 scalars."""
     key = rng.key_for(parts.seed, "loss", state.step)
-    grad = jax.grad(lambda params: loss_and_metrics(parts, params, batch, key), has_aux=True)
+    draws = objective.draw(key, batch.perturbed.shape, parts.schedule, parts.objective)
+    return drawn_step(parts, state, batch, draws)
+
+
+def drawn_step(
+    parts: StepParts, state: TrainState, batch: Batch, draws: objective.Draws
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """`train_step` with everything random given."""
+    grad = jax.grad(lambda params: loss_and_metrics(parts, params, batch, draws), has_aux=True)
     gradients, metrics = grad(state.params)
-    updates, opt_state = parts.tx.update(gradients, state.opt_state, state.params)
+    present = present_parameters(state.params, draws.drop, batch.source)
+    updates, opt_state = parts.tx.update(gradients, state.opt_state, state.params, present=present)
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
     ema = update_ema(parts.ema, state.ema, params, step)

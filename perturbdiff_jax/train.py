@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from perturbdiff_jax import rng, sharding
-from perturbdiff_jax.checkpoint import Checkpoints, write_bundle
+from perturbdiff_jax.checkpoint import Checkpoints, build_model, write_bundle
 from perturbdiff_jax.controls import from_store
 from perturbdiff_jax.data.conditions import TEST, VALIDATION
 from perturbdiff_jax.data.loader import SetSource, prefetch
@@ -22,7 +22,7 @@ from perturbdiff_jax.evaluation.evaluate import evaluate
 from perturbdiff_jax.evaluation.report import write_report
 from perturbdiff_jax.optim import learning_rate, optimizer
 from perturbdiff_jax.population import Walker
-from perturbdiff_jax.predict import build_model, load
+from perturbdiff_jax.predict import load
 from perturbdiff_jax.predictions import write_predictions
 from perturbdiff_jax.run_record import RunRecord, check_same_run, taken_back_if_refused
 from perturbdiff_jax.run_setup import describe, open_store, settle, store_facts
@@ -84,7 +84,7 @@ def train(settings: Settings, store: Store, workdir: Path) -> dict:
     sharding.check_divisible(settings.loader.sets_per_batch, mesh)
     source = SetSource(store, split="train", seed=settings.seed, **settings.loader.source_options())
     bundle = describe(settings, store)
-    model = build_model(bundle, settings)
+    model = build_model(bundle, settings.model)
     tx = optimizer(settings.optim, settings.train.steps)
     state = create_state(init_params(model, rng.key_for(settings.seed, "init")), tx)
     state = jax.device_put(state, sharding.replicated(mesh))
@@ -179,6 +179,7 @@ def make_validation(settings: Settings, store: Store, model) -> SampledValidatio
         sets_per_batch=settings.predict.sets_per_batch,
         divisor=settings.loader.divisor,
         seed=settings.seed,
+        zero_control=settings.objective.drop_control == 1,
     )
     options = settings.train
     return SampledValidation(

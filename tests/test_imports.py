@@ -15,11 +15,12 @@ FLOORS = (
     {"models"},
     {"optim", "state"},
     {"step", "checkpoint", "settings"},
-    {"controls", "design", "population", "direct", "run_record"},
+    {"vocabulary", "controls", "design", "population", "direct", "run_record"},
     {"predictions", "validation", "run_setup"},
-    {"predict"},
-    {"train"},
+    {"predict", "released"},
+    {"train", "convert"},
     {"main"},
+    {"commands"},
     {"cli"},
 )
 FORBIDDEN = {

@@ -78,7 +78,7 @@ def test_one_step_is_one_pass(model, arrays):
         ({"batch": np.array([0, 1])}, r"batch: int64 codes of shape \(2,\)"),
         ({"batch": None}, "batch is None: give all of perturbation, cell_type and batch, or none"),
         ({"batch": np.zeros((B, S), int)}, "give all codes per set, or all per cell"),
-        ({"source": np.zeros(B, int)}, "this bundle knows no sources"),
+        ({"source": np.ones(B, int)}, "this bundle knows 0 sources"),
         ({"self_condition": np.zeros((B, S, G - 1))}, r"self_condition has shape \(3, 5, 39\)"),
         ({"self_condition": np.zeros((B, S + 1, G))}, "they must be the same"),
     ],

@@ -10,11 +10,10 @@ import pytest
 from tiny_run import EVERY, QUICKSTART, STEPS, flags, read_log, said, tiny_config
 
 from perturbdiff_jax import main, train
-from perturbdiff_jax.checkpoint import Checkpoints
+from perturbdiff_jax.checkpoint import Checkpoints, build_model
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.optim import optimizer
-from perturbdiff_jax.predict import build_model
 from perturbdiff_jax.run_setup import describe, settle
 from perturbdiff_jax.settings import from_config
 from perturbdiff_jax.state import create_state, init_params
@@ -24,7 +23,7 @@ def state_of(workdir, step):
     """(everything that Orbax keeps at `step`, the best step)."""
     store = Store.open(workdir / "store")
     settings = settle(from_config(tiny_config()), store)
-    model = build_model(describe(settings, store), settings)
+    model = build_model(describe(settings, store), settings.model)
     like = jax.eval_shape(
         lambda: create_state(init_params(model, jax.random.key(0)), optimizer(settings.optim, STEPS))
     )

@@ -23,7 +23,7 @@ class InMemory(H5ad):
         self.label, self.where = label, "X"
         self.genes = self._checked_names(adata.var_names, "var", "gene")
         self.cells = self._checked_names(adata.obs_names, "obs", "cell")
-        self._obs = adata.obs
+        self._obs, self._var = adata.obs, adata.var
         self.columns = [str(name) for name in adata.obs.columns]
         self._matrix = adata.X
         if self._matrix is None:
@@ -33,6 +33,12 @@ class InMemory(H5ad):
 
     def __exit__(self, *_) -> None:
         pass  # nothing was opened
+
+    def _var_columns(self) -> list[str]:
+        return [str(name) for name in self._var.columns]
+
+    def _var_column(self, name: str):
+        return self._var[name]
 
     def blocks(self, elements: int = BLOCK_ELEMENTS) -> Iterator[tuple[int, sp.csr_matrix]]:
         """As H5ad.blocks; the rows are copies."""

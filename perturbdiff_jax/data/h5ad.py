@@ -146,6 +146,25 @@ class H5ad:
             )
         return np.array([str(value) for value in np.asarray(column)], dtype=object)
 
+    def gene_labels(self, name: str, *, flag: str = "") -> np.ndarray:
+        """Column `name` of var as object array of str (missing values become "nan"), one for each gene."""
+        var = self._var_columns()
+        if name not in var:
+            raise unknown("var column", name, list(var), f"{self.label} ({flag})" if flag else self.label)
+        return np.array([str(value) for value in np.asarray(self._var_column(name))], dtype=object)
+
+    def _var_columns(self) -> list[str]:
+        group = self.file["var"]
+        if isinstance(group, h5py.Group) and "column-order" in group.attrs:
+            return [str(name) for name in group.attrs["column-order"]]
+        return [str(name) for name in anndata.io.read_elem(group).columns]
+
+    def _var_column(self, name: str):
+        group = self.file["var"]
+        if isinstance(group, h5py.Group) and "__categories" not in group:
+            return anndata.io.read_elem(group[name])
+        return anndata.io.read_elem(group)[name]
+
     def numbers(self, name: str, *, flag: str = "") -> np.ndarray:
         """Reads obs column `name` as finite float64 [n_cells]."""
         column = self._column(name, flag)

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturbdiff_jax.diffusion.process import eps_from_x0, posterior_mean, q_sample, x0_from_eps
+from perturbdiff_jax.diffusion.process import at, eps_from_x0, posterior, q_sample, x0_from_eps
 from perturbdiff_jax.diffusion.schedule import Schedule
 from perturbdiff_jax.errors import RequestError
 
 SAMPLERS = ("ddim", "ddpm", "fast")
 INITS = ("noise", "control")
+VARIANCES = ("large", "small")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,9 @@ class SamplerOptions:
     eta: float = 0.0  # DDIM: 0 deterministic, 1 as noisy as DDPM
     guidance: float = 0.0  # w: eps = (1 + w) eps_conditional - w eps_unconditional
     noise_weight: float = 0.5  # DDPM: exp(noise_weight * log variance); 0.5 is the usual sigma
+    variance: str = (
+        "large"  # DDPM: "large" is beta_t, "small" that of the posterior (the released sigma_small)
+    )
     cutoff: float = 1e-4  # expression / 10 below this is 0
     init: str = "noise"  # begin from N(0, 1), or from control cells noised to the first timestep
 
@@ -39,6 +43,8 @@ class SamplerOptions:
             raise RequestError(f"sampler={self.name!r}: allowed are {', '.join(SAMPLERS)}.")
         if self.init not in INITS:
             raise RequestError(f"sampler init={self.init!r}: allowed are {', '.join(INITS)}.")
+        if self.variance not in VARIANCES:
+            raise RequestError(f"sampler variance={self.variance!r}: allowed are {', '.join(VARIANCES)}.")
         if not 1 <= self.steps <= self.start:
             raise RequestError(f"sampler steps={self.steps}: must be between 1 and start={self.start}.")
         if self.name == "ddpm" and self.steps != self.start:
@@ -106,11 +112,37 @@ def ddim_step(xt, x0, t, t_next, noise, *, schedule: Schedule, eta: float):
     return mean + sigma * noise
 
 
-def ddpm_step(xt, x0, t, noise, *, schedule: Schedule, noise_weight: float):
-    """One ancestral step with the fixed-large variance; no noise is added at t = 0."""
-    log_variance = jnp.asarray(np.log(schedule.large_variance).astype(np.float32))[t][:, None, None]
-    nonzero = (t > 0)[:, None, None]
-    return posterior_mean(schedule, x0, xt, t) + nonzero * jnp.exp(noise_weight * log_variance) * noise
+def reverse_moments(
+    schedule: Schedule, xt: jax.Array, x0: jax.Array, t: jax.Array, *, variance: str = "large"
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mean [B, S, G], variance and log variance [B, 1, 1] of p(x_{t-1} | x_t) when x0 is the estimate."""
+    mean, small, log_small = posterior(schedule, x0, xt, t)
+    if variance == "small":
+        return mean, small, log_small
+    return mean, at(schedule.large_variance, t), at(np.log(schedule.large_variance), t)
+
+
+def p_mean_variance(
+    denoise: Callable[..., jax.Array],
+    schedule: Schedule,
+    options: SamplerOptions,
+    xt: jax.Array,
+    t: jax.Array,
+    control: jax.Array,
+    previous: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """What a DDPM step knows before it draws: (mean, variance, log variance, x0 estimate).
+
+    Shapes [B, S, G], [B, 1, 1], [B, 1, 1], [B, S, G]; arguments as those of `guided_x0`.
+    """
+    x0 = guided_x0(denoise, schedule, options, xt, t, control, previous)
+    return *reverse_moments(schedule, xt, x0, t, variance=options.variance), x0
+
+
+def ddpm_step(xt, x0, t, noise, *, schedule: Schedule, noise_weight: float, variance: str = "large"):
+    """One ancestral step; no noise is added at t = 0."""
+    mean, _, log_variance = reverse_moments(schedule, xt, x0, t, variance=variance)
+    return mean + (t > 0)[:, None, None] * jnp.exp(noise_weight * log_variance) * noise
 
 
 def fast_step(xt, x0, x0_before, t_before, t, t_next, first, *, schedule: Schedule):
@@ -172,7 +204,8 @@ def sample(
         if options.name == "ddim":
             xt = ddim_step(xt, x0, t, t_next, noise, schedule=schedule, eta=options.eta)
         elif options.name == "ddpm":
-            xt = ddpm_step(xt, x0, t, noise, schedule=schedule, noise_weight=options.noise_weight)
+            weight, variance = options.noise_weight, options.variance
+            xt = ddpm_step(xt, x0, t, noise, schedule=schedule, noise_weight=weight, variance=variance)
         else:
             xt = fast_step(xt, x0, before, t_before, t, t_next, index == 0, schedule=schedule)
         return (xt, x0, x0), None

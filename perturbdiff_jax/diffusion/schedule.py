@@ -83,6 +83,11 @@ class Schedule:
         return (1.0 - self.alpha_bar_previous) * np.sqrt(1.0 - self.beta) / (1.0 - self.alpha_bar)
 
     @functools.cached_property
+    def posterior_log_variance(self) -> np.ndarray:
+        """Log of the posterior variance; the entry at 0, where it vanishes, is that at 1."""
+        return np.log(np.append(self.posterior_variance[min(1, self.steps - 1)], self.posterior_variance[1:]))
+
+    @functools.cached_property
     def large_variance(self) -> np.ndarray:
         """The fixed-large variance of the released DDPM walk: beta, with the first entry that of the posterior at 1."""
         return np.append(self.posterior_variance[min(1, self.steps - 1)], self.beta[1:])

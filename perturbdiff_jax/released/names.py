@@ -46,7 +46,9 @@ class Entry:
 
     name: str
     path: tuple[str, ...]
-    how: str = "same"  # same | transposed | only_row ([1, D] there, [D] here) | bare_rows (no row for "none" there)
+    how: str = (
+        "same"  # same | transposed | only_row ([1, D] there, [D] here) | bare_rows (no row for "none" there)
+    )
     at: int | None = None  # position along the stacked axis
 
 
@@ -60,9 +62,7 @@ def _table(name: str, role: str, kind: str) -> Iterator[Entry]:
     if kind == "learned":
         yield Entry(f"{name}.weight", (*path, role))
         return
-    yield Entry(
-        f"{name}.0.weight", (*path, f"frozen_{role}"), "same" if kind == "frozen" else "bare_rows"
-    )
+    yield Entry(f"{name}.0.weight", (*path, f"frozen_{role}"), "same" if kind == "frozen" else "bare_rows")
     yield from _linear(f"{name}.1", (*path, f"map_{role}", "linear"))
 
 

@@ -1,0 +1,101 @@
+"""`perturbdiff predict`: checkpoint + control cells -> predicted cells."""
+
+import argparse
+import dataclasses
+
+from perturbdiff_jax.errors import RequestError
+
+
+def fill(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the verb."""
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="BUNDLE", help="bundle, or the work directory of a run")
+    add("--input", metavar="CONTROLS.h5ad", help="control cells of the contexts to predict")
+    add("--output", required=True, metavar="PRED.h5ad", help="the predictions to write")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--perturbations", metavar="A,B", help="predict these in every context of the controls")
+    what.add_argument(
+        "--design", metavar="TABLE.csv", help="columns perturbation, cell_type, batch [, cells, draws]"
+    )
+    what.add_argument("--split", metavar="test", help="predict this split of --store, with its control cells")
+    add("--store", metavar="STORE", help="the store, with --split")
+    add("--cell-type-key", metavar="K", help="obs column of the cell type in --input")
+    add("--batch-key", metavar="K", help="obs column of the batch in --input")
+    add("--total-key", metavar="K", help="obs column of whole-transcriptome totals in --input")
+    add("--gene-key", metavar="K", help="var column of the gene names in --input; default: the index of var")
+    add("--source", metavar="NAME", help="input layer, of networks with several whose batches do not tell")
+    add(
+        "--min-gene-overlap",
+        type=float,
+        default=0.8,
+        metavar="X",
+        help="least share of genes in common (0.8)",
+    )
+    add(
+        "--cells-per-condition", type=int, metavar="N", help="default: as many as control (or held-out) cells"
+    )
+    add("--draws", type=int, default=1, metavar="K", help="independent populations of each condition (1)")
+    add("--sampler", choices=("ddim", "ddpm", "fast"), help="default: the bundle's")
+    add("--steps", type=int, metavar="N", help="network evaluations of the walk")
+    add("--start", type=int, metavar="T", help="the walk begins at timestep T - 1")
+    add("--guidance", type=float, metavar="W", help="0 = none")
+    add("--seed", type=int, default=0, metavar="N")
+    add("--which", default="best", choices=("best", "latest"), help="which checkpoint of the bundle (best)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Does the job."""
+    from perturbdiff_jax import load
+    from perturbdiff_jax.design import read_design, split_design
+    from perturbdiff_jax.predictions import check_output, write_predictions
+
+    if args.split and not args.store:
+        raise RequestError("--split needs --store, the store that holds the split.")
+    if not args.split and not args.input:
+        raise RequestError("--input is needed: the control cells of the contexts to predict.")
+    if args.split and args.input:
+        raise RequestError("--split takes the control cells from --store; leave out --input.")
+    check_output(args.output, [name for name in (args.input, args.design, args.store) if name])
+    model = load(args.checkpoint, which=args.which)
+    given = {"name": args.sampler, "steps": args.steps, "start": args.start, "guidance": args.guidance}
+    given = {name: value for name, value in given.items() if value is not None}
+    default = model.options.sampler
+    if "start" in given and "steps" not in given:
+        given["steps"] = min(default.steps, given["start"])
+    if given.get("name") == "ddpm" and "steps" not in given:
+        given["steps"] = given.get("start", default.start)
+    common = {
+        "sampler": dataclasses.replace(default, **given),
+        "cells_per_condition": args.cells_per_condition,
+        "draws": args.draws,
+        "seed": args.seed,
+        "source": args.source,
+    }
+    if args.split:
+        from perturbdiff_jax.controls import check_store, from_store
+        from perturbdiff_jax.data.store import Store
+
+        store = Store.open(args.store)
+        check_store(store, model.bundle)
+        design = split_design(store, args.split)
+        if args.cells_per_condition is not None:
+            design = design.drop(columns="cells")
+        predicted = model.predict_design(design, from_store(store), **common)
+    else:
+        design = read_design(args.design) if args.design else None
+        names = None if args.design else [name.strip() for name in args.perturbations.split(",")]
+        if names and len(names) > 1 and args.perturbations in model.perturbations:
+            names = [args.perturbations]  # one label that contains commas, such as [('DMSO_TF', 0.0, 'uM')]
+        predicted = model.predict(
+            args.input,
+            perturbations=names,
+            design=design,
+            cell_type_key=args.cell_type_key,
+            batch_key=args.batch_key,
+            total_key=args.total_key,
+            gene_key=args.gene_key,
+            min_gene_overlap=args.min_gene_overlap,
+            **common,
+        )
+    path = write_predictions(predicted, args.output)
+    print(f"{predicted.n_obs:,} cells (control cells included) x {predicted.n_vars:,} genes: {path}")
