@@ -142,6 +142,8 @@ def checked_codes(
 ) -> tuple[list[jax.Array], bool]:
     """(codes int32 [B] or [B, S], unconditional); `shape` is that of the cells. All None = unconditional.
 
+    A covariate that the network does not look at may be left out.
+
     Raises:
       RequestError: some covariates without the others, a wrong shape, a code outside the vocabulary.
     """
@@ -149,6 +151,9 @@ def checked_codes(
     absent = [name for name, code in given.items() if code is None]
     if len(absent) == len(given):
         return [jnp.zeros(shape[0], jnp.int32)] * len(given), True
+    looked_at = {name for name in given if getattr(model.options, f"use_{name}") != "no"}
+    given |= {name: np.zeros(shape[:1], int) for name in absent if name not in looked_at}
+    absent = [name for name in absent if name in looked_at]
     if absent:
         raise RequestError(
             f"{absent[0]} is None: give all of perturbation, cell_type and batch, or none (unconditional)."
@@ -166,8 +171,8 @@ def checked_codes(
                 f"{name}: codes from {code.min()} to {code.max()}; allowed are {least} to {size - 1}."
             )
         codes.append(jnp.asarray(code, jnp.int32))
-    if len({code.ndim for code in codes}) > 1:
-        raise RequestError("perturbation, cell_type and batch: give all codes per set, or all per cell.")
+    if len({code.ndim for code in codes}) > 1:  # one for the set is one for each of its cells
+        codes = [code if code.ndim == 2 else jnp.broadcast_to(code[:, None], shape[:2]) for code in codes]
     return codes, False
 
 

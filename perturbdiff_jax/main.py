@@ -1,5 +1,6 @@
 """`python -m perturbdiff_jax.main --config=FILE --workdir=DIR [--config.x.y=v ...]`: flags and dispatch only."""
 
+import os
 import re
 import sys
 import traceback
@@ -139,6 +140,9 @@ def guarded(job: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         print("interrupted; give the same command again to go on", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read our output has gone (`... | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception:
         traceback.print_exc()
         return 1

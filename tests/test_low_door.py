@@ -60,13 +60,16 @@ def test_sample_walks(model, arrays):
 
 def test_one_step_is_one_pass(model, arrays):
     noise, _, control = arrays
+    cutoff = model.options.sampler.cutoff  # the bundle's, unless another is given
     x0 = model.sample(control, **CODES, init_noise=noise, start=1, guidance=0.0)
     want = model.denoise(noise, np.zeros(B, int), control, **CODES)
-    np.testing.assert_allclose(x0, np.where(want < 1e-4, 0, want), atol=1e-6)
+    np.testing.assert_allclose(x0, np.where(want < cutoff, 0, want), atol=1e-6)
     x0 = model.sample(control, init_noise=noise, start=1, guidance=0.0)
     free = model.denoise(noise, np.zeros(B, int), control)
-    np.testing.assert_allclose(x0, np.where(free < 1e-4, 0, free), atol=1e-6)
+    np.testing.assert_allclose(x0, np.where(free < cutoff, 0, free), atol=1e-6)
     assert np.abs(free - want).max() > 1e-4
+    kept = model.sample(control, init_noise=noise, start=1, guidance=0.0, cutoff=1e-4)
+    np.testing.assert_allclose(kept, np.where(free < 1e-4, 0, free), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +80,6 @@ def test_one_step_is_one_pass(model, arrays):
         ({"batch": np.array([0.0, 1.0, 1.0])}, "batch: float64 codes of shape"),
         ({"batch": np.array([0, 1])}, r"batch: int64 codes of shape \(2,\)"),
         ({"batch": None}, "batch is None: give all of perturbation, cell_type and batch, or none"),
-        ({"batch": np.zeros((B, S), int)}, "give all codes per set, or all per cell"),
         ({"source": np.ones(B, int)}, "this bundle knows 0 sources"),
         ({"self_condition": np.zeros((B, S, G - 1))}, r"self_condition has shape \(3, 5, 39\)"),
         ({"self_condition": np.zeros((B, S + 1, G))}, "they must be the same"),
@@ -86,6 +88,15 @@ def test_one_step_is_one_pass(model, arrays):
 def test_what_is_not_the_models_is_refused(model, arrays, changes, message):
     with pytest.raises(RequestError, match=message):
         model.denoise(*arrays, **CODES | changes)
+
+
+def test_codes_per_cell_and_per_set_mix(model, arrays):
+    batch = np.repeat(CODES["batch"][:, None], S, axis=1)
+    mixed = model.denoise(*arrays, **CODES | {"batch": batch})
+    np.testing.assert_allclose(mixed, model.denoise(*arrays, **CODES), atol=1e-6)
+    batch[0, 0] = 1 - batch[0, 0]
+    other = model.denoise(*arrays, **CODES | {"batch": batch})
+    assert np.abs(other - mixed)[0].max() > 1e-6
 
 
 def test_wrong_times_walks_and_seeds_are_refused(model, arrays):

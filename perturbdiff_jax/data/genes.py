@@ -15,6 +15,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from perturbdiff_jax.errors import RequestError, shorten
+from perturbdiff_jax.pickles import Record, read_pickle
 
 BINS = 20  # scanpy's n_bins
 GENE_COLUMNS = (
@@ -90,31 +91,54 @@ def highly_variable(moments: Moments, count: int) -> np.ndarray:
 
 
 def read_gene_list(path: str | pathlib.Path) -> list[str]:
-    """Reads gene names from a text file (one a line), .csv/.tsv (a gene column or the first) or .json.
+    """Reads gene names from a text file (one a line), .csv/.tsv (a gene column or the first), .json or .pkl.
 
-    JSON: a list, or an object with a list under "genes" (a task file). Raises RequestError naming the file.
+    JSON: a list, or an object with a list under "genes" (a task file). Pickle: a list, a tuple or a numpy array
+    keeps its order, a set is sorted; it is read as data, nothing in it is executed. Raises RequestError naming
+    the file.
     """
     file = pathlib.Path(path)
     if not file.is_file():
-        raise RequestError(f"{path}: no such file (--genes takes a text, csv, tsv or json file).")
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{path}: not a text file (--genes takes text, csv, tsv or json).") from error
+        raise RequestError(f"{path}: no such file (--genes takes a text, csv, tsv, json or pkl file).")
     suffix = file.suffix.lower()
-    if suffix == ".json":
-        names = _from_json(path, text)
-    elif suffix in (".csv", ".tsv"):
-        names = _from_table(csv.reader(text.splitlines(), delimiter="\t" if suffix == ".tsv" else ","))
-    else:
-        lines = (line.strip() for line in text.splitlines())
-        names = [line for line in lines if line and not line.startswith("#")]
+    pickled = suffix in (".pkl", ".pickle")
+    names = _from_pickle(path, file.read_bytes()) if pickled else _from_text(path, file, suffix)
     if not names:
         raise RequestError(f"{path}: the gene list is empty.")
     twice = pd.Index(names)[pd.Index(names).duplicated()].unique()
     if len(twice):
         raise RequestError(f"{path}: {len(twice)} gene(s) listed more than once: {shorten(twice, 3)}.")
     return names
+
+
+def _from_text(path: object, file: pathlib.Path, suffix: str) -> list[str]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path}: not a text file (--genes takes text, csv, tsv, json or pkl).") from error
+    if suffix == ".json":
+        return _from_json(path, text)
+    if suffix in (".csv", ".tsv"):
+        return _from_table(csv.reader(text.splitlines(), delimiter="\t" if suffix == ".tsv" else ","))
+    lines = (line.strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _from_pickle(path: object, data: bytes) -> list[str]:
+    content = read_pickle(data, where=str(path))
+    if isinstance(content, np.ndarray):
+        if content.ndim != 1:
+            raise RequestError(f"{path}: an array of shape {content.shape}; a list of gene names is needed.")
+        content = content.tolist()
+    if not isinstance(content, list | tuple | set | frozenset):
+        found = content.named if isinstance(content, Record) else type(content).__name__
+        raise RequestError(
+            f"{path}: holds a {found}; a list, set or array of gene names (strings) is needed."
+        )
+    others = sorted({type(name).__name__ for name in content if not isinstance(name, str)})
+    if others:
+        raise RequestError(f"{path}: gene names are strings; among these is {shorten(others, 3)}.")
+    return sorted(content) if isinstance(content, set | frozenset) else list(content)
 
 
 def _from_json(path: object, text: str) -> list[str]:

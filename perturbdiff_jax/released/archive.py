@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from perturbdiff_jax.errors import RequestError
-from perturbdiff_jax.pickles import Call, Named, read_pickle
+from perturbdiff_jax.pickles import Call, Named, Record, read_pickle
 
 STORAGES = {
     "FloatStorage": np.dtype("<f4"),
@@ -58,7 +58,7 @@ ZIP_ERRORS = (
 class Storage:
     """A run of numbers in the file, shared by the tensors that view it."""
 
-    load: Callable[[], bytes]
+    load: Callable[[], bytes] = dataclasses.field(repr=False)
     dtype: np.dtype
     length: int
 
@@ -94,7 +94,8 @@ def open_checkpoint(path: str | Path) -> dict[Any, Any]:
         archive.member("data.pkl"), where=str(path), persistent=archive.storage, build=archive.tensor
     )
     if not isinstance(content, dict):
-        raise RequestError(f"{path}: holds a {type(content).__name__}, not the dictionary of a checkpoint.")
+        kind = content.named if isinstance(content, Record) else type(content).__name__
+        raise RequestError(f"{path}: holds a {kind}, not the dictionary of a checkpoint.")
     return content
 
 
@@ -219,8 +220,8 @@ class _Archive:
         inside = math.prod(shape) <= storage.length and (0 in shape or offset + sum(reach) < storage.length)
         if not inside or math.prod(max(length, 1) for length in shape) > MOST:
             raise RequestError(
-                f"{self.path}: a damaged tensor (shape {shape}, stride {stride}, offset {offset} in a storage of "
-                f"{storage.length} numbers)."
+                f"{self.path}: a tensor that does not fit its storage of {storage.length} numbers "
+                f"(shape {shape}, stride {stride}, offset {offset})."
             )
         return StoredTensor(shape, storage.dtype, storage, offset, stride)
 

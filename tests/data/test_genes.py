@@ -2,11 +2,14 @@
 lists."""
 
 import json
+import pathlib
+import pickle
 import warnings
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from released.checkpoint_files import write_pickle_calling
 
 from perturbdiff_jax.data.genes import (
     Moments,
@@ -124,6 +127,71 @@ def test_wrong_gene_lists_are_refused(tmp_path, name, text, word):
     assert name in str(caught.value)
     with pytest.raises(RequestError, match="no such file"):
         read_gene_list(tmp_path / "none.txt")
+
+
+def test_pickled_gene_lists(tmp_path):
+    names = ["g3", "g1", "MT-CO1"]
+    forms = {
+        "list": names,
+        "tuple": tuple(names),
+        "text": np.array(names),
+        "objects": np.array(names, dtype=object),
+        "scalars": list(np.array(names)),
+        "set": set(names),
+        "frozenset": frozenset(names),
+        "scalars_set": set(np.array(names)),
+    }
+    for protocol in range(6):
+        for form, content in forms.items():
+            file = tmp_path / f"{form}.{'pkl' if protocol % 2 else 'PICKLE'}"
+            file.write_bytes(pickle.dumps(content, protocol))
+            found = read_gene_list(file)
+            assert found == (sorted(names) if "set" in form else names), (form, protocol)
+            assert {type(name) for name in found} == {str}
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ([], "empty"),
+        (set(), "empty"),
+        (["a", "b", "a"], "more than once: a"),
+        (["a", 1], "among these is int"),
+        (["a", None], "among these is NoneType"),
+        ([["a"], ["b"]], "among these is list"),
+        (np.arange(3), "among these is int"),
+        (np.array([b"a"]), "among these is bytes"),
+        (np.array([["a", "b"]]), "shape (1, 2)"),
+        ({"a": 1}, "holds a dict"),
+        ("ABC", "holds a str"),
+        (pathlib.PurePosixPath("a"), "PurePosixPath; a list, set"),
+    ],
+)
+def test_wrong_pickled_gene_lists_are_refused(tmp_path, content, word):
+    file = tmp_path / "genes.pkl"
+    file.write_bytes(pickle.dumps(content, 4))
+    with pytest.raises(RequestError) as caught:
+        read_gene_list(file)
+    text = str(caught.value)
+    assert text.startswith(f"{file}: ") and word in text and "\n" not in text
+
+
+def test_a_pickled_gene_list_calls_nothing(tmp_path):
+    made = tmp_path / "made"
+    file = write_pickle_calling(tmp_path / "genes.pkl", "posix", "system", f"touch {made}")
+    with pytest.raises(
+        RequestError, match=r"genes\.pkl: asks to call posix\.system; nothing .* is executed\.$"
+    ):
+        read_gene_list(file)
+    assert not made.exists()
+    for content, word in [
+        (b"", "0 bytes"),
+        (pickle.dumps(["a"])[:-3], "damaged"),
+        (b"g1\ng2\n", "not a pickle"),
+    ]:
+        file.write_bytes(content)
+        with pytest.raises(RequestError, match=word):
+            read_gene_list(file)
 
 
 def test_listed_genes_come_in_the_order_of_the_list():

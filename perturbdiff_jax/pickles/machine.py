@@ -1,20 +1,15 @@
-"""Reads Python pickles as data: a small stack machine that never calls, imports or builds what a file names.
+"""The stack machine that carries out a pickle's instructions on plain values; it calls, imports and builds nothing.
 
-`pickletools.genops` of the standard library splits the bytes into instructions; the machine here carries out
-those that make containers and scalars. Names become `Named`, objects become `Record`, and the few calls that
-only spell data are understood (see pickle_calls); any other is refused by name.
+Names become `Named`, objects become `Record`, and the few calls that only spell data are understood (see calls.py); any
+other is refused by name.
 """
 
-import pickletools
-import struct
 from collections.abc import Callable
 from typing import Any
 
 from perturbdiff_jax.errors import RequestError
-from perturbdiff_jax.pickle_calls import ARRAYS, numpy_array, understand
-from perturbdiff_jax.pickle_values import Call, Named, Record, check_nesting, checked_key
-
-__all__ = ["Call", "Named", "Record", "read_pickle"]
+from perturbdiff_jax.pickles.calls import ARRAYS, numpy_array, understand
+from perturbdiff_jax.pickles.values import Call, Named, Record, checked_key
 
 NEWEST = 5  # protocol
 PYTHON2 = {  # what protocols 0 to 2 write, whichever Python made them
@@ -24,61 +19,18 @@ PYTHON2 = {  # what protocols 0 to 2 write, whichever Python made them
 }
 SIZED = (str, bytes, bytearray, dict, list, tuple, set, frozenset)
 PYTHON2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-# What damaged bytes can bring about in the machine, in genops and in numpy; everything else is a fault of ours.
-DAMAGE = (ValueError, IndexError, TypeError, OverflowError, RecursionError, MemoryError, struct.error)
 
 
-def read_pickle(
-    data: bytes,
-    *,
-    where: str,
-    persistent: Callable[[Any], Any] | None = None,
-    build: Callable[[Call], Any] | None = None,
-) -> Any:
-    """The first pickle in `data` as plain Python containers, scalars, numpy arrays, `Named` and `Record`.
-
-    where: file name for messages.
-    persistent: gives the value of a reference to something outside the pickle; None: they are refused.
-    build: asked first for every call; gives its value, or NotImplemented to leave the call to this module.
-
-    Raises RequestError in one line: a call that is not data (named), a damaged file, absurd nesting.
-    """
-    if not data:
-        raise RequestError(f"{where}: the file is empty (0 bytes).")
-    try:
-        value = _Machine(where, persistent, build).run(data)
-        check_nesting(value)
-    except RequestError:
-        raise
-    except DAMAGE as error:
-        empty = type(error) is IndexError  # of the stack or of the marks
-        text = "takes more from its stack than there is" if empty else " ".join(str(error).split())
-        raise RequestError(f"{where}: damaged, or not a pickle ({ascii(text[:120])[1:-1]}).") from error
-    return value
-
-
-class _Machine:
+class Machine:
     """Stack, marks and memo of one pickle."""
 
-    def __init__(self, where: str, persistent: Callable | None, build: Callable | None):
+    def __init__(self, where: str, persistent: Callable | None, build: Callable | None, most_copies: int):
         self.where, self.persistent, self.build = where, persistent, build
         self.stack: list = []  # above the last mark
         self.below: list[list] = []  # the stacks under each mark
         self.memo: dict[int, Any] = {}
-        self.copies = self.most_copies = 0
+        self.copies, self.most_copies = 0, most_copies
         self.unfilled: dict[int, list[int]] = {}  # memo entries of a numpy array whose values are yet to come
-
-    def run(self, data: bytes) -> Any:
-        self.most_copies = 1_000_000 + 16 * len(data)
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name in CONSTANTS:
-                self.stack.append(argument)
-            else:
-                HANDLERS[opcode.name](self, argument)
-        # genops ends at STOP, or raises where the bytes end before it
-        if len(self.stack) != 1 or self.below:
-            raise ValueError("ends with other than one value")
-        return self.stack[0]
 
     def refuse(self, what: str) -> RequestError:
         return RequestError(f"{self.where}: {what}; nothing that a file contains is executed.")
@@ -255,53 +207,3 @@ class _Machine:
 
     def buffer(self, _: None) -> None:
         raise RequestError(f"{self.where}: refers to a buffer outside the file.")
-
-
-CONSTANTS = {  # instructions that push their own argument: numbers, text, bytes
-    opcode.name
-    for opcode in pickletools.opcodes
-    if opcode.arg and not opcode.stack_before and opcode.stack_after not in ([], [pickletools.anyobject])
-}
-HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
-    "PROTO": _Machine.proto,
-    "FRAME": lambda machine, _: None,
-    "STOP": lambda machine, _: None,
-    "NONE": lambda machine, _: machine.stack.append(None),
-    "NEWTRUE": lambda machine, _: machine.stack.append(True),
-    "NEWFALSE": lambda machine, _: machine.stack.append(False),
-    "MARK": _Machine.mark,
-    "POP": _Machine.pop,
-    "POP_MARK": lambda machine, _: machine.to_mark(),
-    "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
-    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine.put),
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
-    "EMPTY_TUPLE": lambda machine, _: machine.stack.append(()),
-    "TUPLE1": lambda machine, _: machine.tuple_of(1),
-    "TUPLE2": lambda machine, _: machine.tuple_of(2),
-    "TUPLE3": lambda machine, _: machine.tuple_of(3),
-    "TUPLE": lambda machine, _: machine.join(tuple),
-    "EMPTY_LIST": lambda machine, _: machine.stack.append([]),
-    "LIST": lambda machine, _: machine.join(list),
-    "APPEND": lambda machine, _: machine.append_all([machine.stack.pop()]),
-    "APPENDS": lambda machine, _: machine.append_all(machine.to_mark()),
-    "EMPTY_DICT": lambda machine, _: machine.stack.append({}),
-    "DICT": _Machine.new_dict,
-    "SETITEM": _Machine.set_one,
-    "SETITEMS": lambda machine, _: machine.set_all(machine.to_mark()),
-    "EMPTY_SET": lambda machine, _: machine.stack.append(set()),
-    "ADDITEMS": _Machine.add_items,
-    "FROZENSET": _Machine.frozen_set,
-    "GLOBAL": lambda machine, names: machine.name(*names.split(" ", 1)),
-    "STACK_GLOBAL": _Machine.stack_name,
-    "REDUCE": _Machine.reduce,
-    "INST": _Machine.inst,
-    "OBJ": _Machine.obj,
-    "NEWOBJ": lambda machine, _: machine.new(False),
-    "NEWOBJ_EX": lambda machine, _: machine.new(True),
-    "BUILD": _Machine.set_state,
-    "PERSID": _Machine.outside,
-    "BINPERSID": lambda machine, _: machine.outside(machine.stack.pop()),
-    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), _Machine.registry),
-    "NEXT_BUFFER": _Machine.buffer,
-    "READONLY_BUFFER": _Machine.buffer,
-}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from perturbdiff_jax.errors import RequestError
-from perturbdiff_jax.pickle_values import Call, Named, Record, checked_key
+from perturbdiff_jax.pickles.values import Call, Named, Record, checked_key
 
 # --- data ---------------------------------------------------------------------------------------------------
 
@@ -93,7 +93,7 @@ def _filled(kind: np.dtype, shape: Any, data: Any, order: str) -> np.ndarray:
             values[position] = value
         return values.reshape(shape, order=order)
     data = _raw(data)
-    if len(data) != count * kind.itemsize or (kind.itemsize == 0 and count):
+    if len(data) != count * kind.itemsize:
         raise ValueError("a numpy array whose shape and values disagree")
     values = np.frombuffer(data, kind).copy() if count else np.empty(0, kind)
     if kind.kind == "U" and count and (values.view(kind.byteorder + "u4") > 0x10FFFF).any():
@@ -123,7 +123,7 @@ def _from_buffer(args: tuple) -> np.ndarray:
 DATA: dict[Named, Callable[[tuple], Any]] = {
     Named("collections", "OrderedDict"): _mapping,
     Named("collections", "Counter"): _mapping,
-    Named("collections", "defaultdict"): lambda args: _mapping(args[1:]),  # what makes the missing is a name
+    Named("collections", "defaultdict"): lambda args: {},  # its argument is what would make missing values
     Named("collections", "deque"): lambda args: _sequence(args[:1]),
     Named("builtins", "dict"): _mapping,
     Named("builtins", "list"): _sequence,
@@ -177,6 +177,8 @@ def _harmless(call: Call) -> Record | None:
     if named.module in CONFIG_MODULES and named.name[:1].isupper():
         return Record(named, args)
     if _is_class_of(named, ENUM_PACKAGES) and len(args) == 1 and type(args[0]) in (str, int):
+        return Record(named, args)
+    if named == Named("builtins", "type") and args == (None,):  # how NoneType is spelt
         return Record(named, args)
     first = args[0] if args and isinstance(args[0], Named) else None
     if named.module == "copyreg" and first:
