@@ -4,21 +4,22 @@ Nothing in the file is executed (pickles.py) and every tensor is accounted for: 
 on the list of those that the released code never reads, which the bundle keeps beside the weights.
 """
 
+import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from perturbdiff_jax.checkpoint import Bundle, Checkpoints, build_model, write_bundle
+from perturbdiff_jax.checkpoint import FILE, Checkpoints, build_model, write_bundle
 from perturbdiff_jax.errors import RequestError
-from perturbdiff_jax.released.checkpoint import WEIGHTS, Released, open_released
+from perturbdiff_jax.released.checkpoint import open_released
 from perturbdiff_jax.released.describe import ConvertOptions, describe
 from perturbdiff_jax.released.export import KEPT
-from perturbdiff_jax.released.names import entries, from_released
+from perturbdiff_jax.released.names import account, check_shapes, from_released
 from perturbdiff_jax.settings import from_config
 from perturbdiff_jax.state import count_parameters, init_params
 
@@ -42,61 +43,66 @@ def convert(
       RequestError: anything wrong with the file, the gene list or the output.
     """
     options = options or ConvertOptions()
-    output = Path(output)
-    if options.weights not in WEIGHTS:
-        raise RequestError(f"--weights {options.weights}: allowed are {', '.join(WEIGHTS)}.")
-    if output.exists() and not options.overwrite:
-        raise RequestError(f"--output {output}: is there already (--overwrite replaces it).")
-    if output.exists() and not (output / "bundle.json").is_file():
-        raise RequestError(f"--output {output}: is there and no bundle; --overwrite replaces bundles only.")
+    check_output(output, overwrite=options.overwrite)
     began = time.monotonic()
     released = open_released(source)
+    where, layout = str(released.path), released.network.layout
     for remark in released.network.remarks:
         echo(f"{released.path.name}: {remark}")
-    if options.weights == "live" and released.content.get(WEIGHTS["live"]) is None:
+    if options.weights == "live" and not released.both:
         echo(f"{released.path.name}: holds one set of weights only; it is used.")
     bundle = describe(released, options, echo)
-    params, unused = from_released(
-        released.tensors(options.weights), released.network.layout, where=str(released.path)
-    )
-    _check_shapes(params, bundle, released)
-    _write(output, bundle, params, unused, step=int(released.content.get("global_step") or 0))
+    # Names and shapes first: the numbers of a large file take a while.
+    tensors = released.tensors(options.weights)
+    account(tensors, layout, where=where)
+    model = build_model(bundle, from_config(bundle.settings).model)
+    wanted = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    check_shapes(tensors, layout, wanted, where=where)
+    params, unused = from_released(tensors, layout, where=where)
+    with _new_bundle(output, overwrite=options.overwrite) as fresh:
+        best = bundle.best_metric
+        checkpoints = Checkpoints(fresh, metric=best["name"], mode=best["mode"], keep=1)
+        checkpoints.save_weights(released.step, params)
+        checkpoints.close()
+        np.savez(fresh / KEPT, **unused)
+        write_bundle(fresh, bundle)
+    weights = f"{options.weights} weights" if released.both else "the file's only weights"
     echo(
-        f"{output}: {count_parameters(params):,} parameters ({options.weights} weights), {len(bundle.genes):,} genes, "
+        f"{output}: {count_parameters(params):,} parameters ({weights}), {len(bundle.genes):,} genes, "
         f"{len(bundle.perturbations):,} perturbations, {len(bundle.cell_types):,} cell types, "
         f"{len(bundle.batches):,} batches; {time.monotonic() - began:.0f} s."
     )
-    return output
+    return Path(output)
 
 
-def _check_shapes(params: dict, bundle: Bundle, released: Released) -> None:
-    """Every array has the shape that the network of `bundle` asks for; names the released tensor otherwise."""
-    model = build_model(bundle, from_config(bundle.settings).model)
-    wanted = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    for entry in entries(released.network.layout):
-        ours, theirs = params, wanted
-        for key in entry.path:
-            ours, theirs = ours[key], theirs[key]
-        if ours.shape != theirs.shape:
-            raise RequestError(
-                f"{released.path}: {entry.name} makes {'/'.join(entry.path)} {ours.shape}; the network of this "
-                f"file needs {theirs.shape}."
-            )
+def check_output(output: str | Path, *, overwrite: bool) -> None:
+    """Raises RequestError unless a bundle may be written at `output`; only a bundle is ever replaced."""
+    path = Path(output)
+    if path.exists() and not (path / FILE).is_file():
+        raise RequestError(
+            f"--output {output}: is there and is no bundle, so it is left alone; choose another name."
+        )
+    if path.exists() and not overwrite:
+        raise RequestError(f"--output {output}: is there already; --overwrite replaces it.")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise RequestError(f"--output {output}: nothing can be written in {above}.")
 
 
-def _write(output: Path, bundle: Bundle, params: dict, unused: dict[str, np.ndarray], step: int) -> None:
-    """Writes the bundle aside and renames it."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
+@contextlib.contextmanager
+def _new_bundle(output: str | Path, *, overwrite: bool) -> Iterator[Path]:
+    """A folder beside `output` to fill; it is renamed when the body succeeds and goes when it does not."""
+    path = Path(output).resolve()
+    fresh, old = (path.with_name(f".{path.name}.{what}-{os.getpid()}") for what in ("partial", "old"))
     try:
-        best = bundle.best_metric
-        checkpoints = Checkpoints(partial, metric=best["name"], mode=best["mode"], keep=1)
-        checkpoints.save_weights(step, params)
-        checkpoints.close()
-        np.savez(partial / KEPT, **unused)
-        write_bundle(partial, bundle)
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(partial, output)
+        fresh.mkdir(parents=True)
+        yield fresh
+        check_output(output, overwrite=overwrite)  # somebody may have written there meanwhile
+        if path.exists():
+            os.replace(path, old)
+        os.replace(fresh, path)
+    except OSError as error:
+        raise RequestError(f"--output {output}: cannot be written ({error.strerror or error}).") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for folder in (fresh, old):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -128,7 +128,7 @@ def present_parameters(params, drop: jax.Array, source: jax.Array | None = None)
     def present(path, leaf):
         parts = parts_of(path, leaf)
         if parts is not None:
-            seen = (sources[:, None] == jnp.arange(parts)).any(axis=0)
+            seen = (sources[:, None] == jnp.arange(parts)[None]).any(axis=0)
             return seen.reshape(parts, *[1] * (leaf.ndim - 1))
         if path[-1].startswith(FROZEN) or path[:2] == ["last_block", "mlp_u"]:
             return jnp.zeros((), bool)

@@ -45,40 +45,40 @@ def bind(model: Denoiser, params: dict, perturbation, cell_type, batch, source=N
     return denoise
 
 
-def loss_and_metrics(parts: StepParts, params: dict, batch: Batch, draws: objective.Draws):
-    """The objective on one batch with everything random given: (scalar, metrics)."""
-    denoise = bind(parts.model, params, batch.perturbation, batch.cell_type, batch.batch, source=batch.source)
-    return objective.training_loss(
-        denoise,
-        batch.perturbed,
-        batch.control,
-        batch.mask,
-        draws,
-        schedule=parts.schedule,
-        options=parts.objective,
-    )
+def loss_gradient(parts: StepParts, params: dict, batch: Batch, draws: objective.Draws) -> tuple[dict, dict]:
+    """Gradient of the objective on one batch with everything random given, and its metrics."""
+
+    def loss(params):
+        return objective.training_loss(
+            bind(parts.model, params, batch.perturbation, batch.cell_type, batch.batch, batch.source),
+            batch.perturbed,
+            batch.control,
+            batch.mask,
+            draws,
+            schedule=parts.schedule,
+            options=parts.objective,
+        )
+
+    return jax.grad(loss, has_aux=True)(params)
+
+
+def updated(parts: StepParts, state: TrainState, gradients: dict, present: dict) -> TrainState:
+    """The state after one optimizer step; `present` says which parameters the loss depended on."""
+    updates, opt_state = parts.tx.update(gradients, state.opt_state, state.params, present=present)
+    params = optax.apply_updates(state.params, updates)
+    step = state.step + 1
+    ema = update_ema(parts.ema, state.ema, params, step)
+    return TrainState(step=step, params=params, ema=ema, opt_state=opt_state)
 
 
 def train_step(parts: StepParts, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
     """Forward, backward, clip, AdamW, average. Metrics are float32 scalars."""
     key = rng.key_for(parts.seed, "loss", state.step)
     draws = objective.draw(key, batch.perturbed.shape, parts.schedule, parts.objective)
-    return drawn_step(parts, state, batch, draws)
-
-
-def drawn_step(
-    parts: StepParts, state: TrainState, batch: Batch, draws: objective.Draws
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """`train_step` with everything random given."""
-    grad = jax.grad(lambda params: loss_and_metrics(parts, params, batch, draws), has_aux=True)
-    gradients, metrics = grad(state.params)
+    gradients, metrics = loss_gradient(parts, state.params, batch, draws)
     present = present_parameters(state.params, draws.drop, batch.source)
-    updates, opt_state = parts.tx.update(gradients, state.opt_state, state.params, present=present)
-    params = optax.apply_updates(state.params, updates)
-    step = state.step + 1
-    ema = update_ema(parts.ema, state.ema, params, step)
     metrics = {**metrics, "grad_norm": optax.global_norm(gradients)}
-    return TrainState(step=step, params=params, ema=ema, opt_state=opt_state), metrics
+    return updated(parts, state, gradients, present), metrics
 
 
 def compile_step(parts: StepParts, mesh: Mesh) -> Callable:

@@ -1,4 +1,7 @@
-"""Optimizer: the released schedule and average, and an average that forgets its start."""
+"""Optimizer: schedule, average, decay, what is frozen and what is skipped. tests/golden compares with recordings."""
+
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,24 +9,21 @@ import numpy as np
 import optax
 import pytest
 
+from perturbdiff_jax.checkpoint import Checkpoints
+from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.models.mmdit import Denoiser, ModelOptions
-from perturbdiff_jax.optim import EmaOptions, OptimOptions, decayed, learning_rate, optimizer, update_ema
-from perturbdiff_jax.state import init_params
-
-
-@pytest.mark.parametrize(
-    ("name", "warmup", "steps", "floor", "plateau"),
-    [
-        ("factor_w200_t2000_min0p1_plat0p1", 200, 2000, 0.1, 0.1),
-        ("factor_w5_t50_min0_plat0", 5, 50, 0.0, 0.0),
-        ("factor_w0_t20_min0p1_plat1", 0, 20, 0.1, 1.0),
-    ],
+from perturbdiff_jax.optim import (
+    EmaOptions,
+    OptimOptions,
+    clip_by_global_norm,
+    decayed,
+    learning_rate,
+    optimizer,
+    present_parameters,
+    trained,
+    update_ema,
 )
-def test_recorded_learning_rates(shared, name, warmup, steps, floor, plateau):
-    recorded = np.load(shared / "golden/common/lr_schedule.npz")[name]
-    options = OptimOptions(learning_rate=2e-4, warmup_steps=warmup, floor=floor, plateau=plateau)
-    rates = jax.vmap(learning_rate(options, steps))(jnp.arange(len(recorded)))
-    np.testing.assert_allclose(rates, 2e-4 * recorded, rtol=2e-5, atol=1e-10)
+from perturbdiff_jax.state import create_state, init_params
 
 
 def test_learning_rate_rises_stays_and_falls_to_its_floor():
@@ -42,26 +42,6 @@ def follow(options, values, start):
         ema = update(ema, {"w": jnp.float32(value)}, jnp.int32(step))
         seen.append(float(ema["w"]))
     return np.array(seen)
-
-
-def test_recorded_average_of_the_released_rule(shared):
-    recorded = np.load(shared / "golden/common/ema_rule.npz")
-    values = recorded["value"]
-    want = recorded["ema"]
-    found = [
-        decay
-        for decay in (0.9, 0.99, 0.999, 0.9999)
-        if np.allclose(
-            follow(EmaOptions(rule="released", decay=decay, every=10), values, 7.0), want, rtol=1e-5
-        )
-    ]
-    assert found  # the decay is not in the file; only the released rule fits any
-    for rule, every in (("warmup", 10), ("released", 9)):
-        assert not np.allclose(
-            follow(EmaOptions(rule=rule, decay=found[0], every=every), values, 7.0), want, rtol=1e-5
-        )
-    moved = np.diff(np.append(values[0], want)) != 0
-    assert set(np.flatnonzero(moved)) <= set(np.flatnonzero(recorded["should_update_step_idx"]))
 
 
 def test_the_released_rule_keeps_the_untrained_weights_and_the_default_forgets_them():
@@ -104,3 +84,149 @@ def test_updates_are_clipped_adamw_with_decoupled_decay():
     np.testing.assert_allclose(updates["kernel"], -0.1 * (adam + 0.5 * np.array([2.0, -1.0])), rtol=1e-5)
     np.testing.assert_allclose(updates["bias"], 0.0, atol=1e-7)
     assert float(optax.global_norm(gradients)) == 50
+
+
+def test_clipping_divides_by_a_little_more_than_the_norm():
+    clip = clip_by_global_norm(2.0)
+    for size, want in ((8.0, 8.0 * 2.0 / (8.0 + 1e-6)), (1e-3, 1e-3), (2.0, 2.0 * 2.0 / (2.0 + 1e-6))):
+        found, _ = clip.update({"a": jnp.array([size]), "b": jnp.zeros(2)}, clip.init(None))
+        assert float(found["a"][0]) == pytest.approx(want, rel=1e-7)
+    assert float(clip.update({"a": jnp.zeros(3)}, clip.init(None))[0]["a"].sum()) == 0  # no 0 / 0
+
+
+# Two sources, a frozen table and doses: every kind of parameter that may be absent.
+MODEL = Denoiser(
+    ModelOptions(width=8, depth=2, heads=2, covariate_width=4), 6, 3, 2, 2,
+    sources=2, cell_type_table=(2, 5), dose_codes=(0, 1, 0),
+)  # fmt: skip
+FROZEN = ("covariates", "frozen_cell_type")
+
+
+@functools.cache
+def params():
+    drawn = init_params(MODEL, jax.random.key(0))
+    # Modulation starts at zero; decay and moments must have something to move.
+    return jax.tree.map(lambda leaf: leaf + 0.1, drawn)
+
+
+def flat(tree):
+    return {
+        tuple(key.key for key in path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
+
+
+def gradients(step):
+    """Random gradients, small enough that clipping stays out of it."""
+    rng = np.random.default_rng(step)
+    return jax.tree.map(lambda p: jnp.float32(1e-4 * rng.normal(size=p.shape)), params())
+
+
+OPTIONS = OptimOptions(learning_rate=1e-2, warmup_steps=0, plateau=1.0, absent="skip")
+
+
+def run(options, steps):
+    """Parameters and state after [(gradients, drop, source), ...]."""
+    tx = optimizer(options, 100)
+    update = jax.jit(
+        lambda g, state, p, drop, source: tx.update(g, state, p, present=present_parameters(p, drop, source))
+    )
+    now, state = params(), tx.init(params())
+    for given, drop, source in steps:
+        updates, state = update(given, state, now, jnp.asarray(drop), jnp.asarray(source))
+        now = optax.apply_updates(now, updates)
+    return flat(now), state
+
+
+ALL = [True, False], [0, 1]  # covariates dropped in some sets only, every source
+
+
+def test_skipping_nothing_is_plain_adamw():
+    steps = [(gradients(k), *ALL) for k in range(3)]
+    skip, _ = run(OPTIONS, steps)
+    zero, _ = run(dataclasses.replace(OPTIONS, absent="zero"), steps)
+    start = flat(params())
+    for path, value in skip.items():
+        if path[:2] != ("last_block", "mlp_u"):
+            np.testing.assert_allclose(value, zero[path], rtol=1e-5, atol=1e-7, err_msg=str(path))
+            assert path == FROZEN or np.abs(value - start[path]).max() > 1e-3, path
+        else:  # never in the loss: plain AdamW moves it all the same
+            np.testing.assert_array_equal(value, start[path])
+            assert np.any(zero[path] != start[path])
+
+
+@pytest.mark.parametrize(
+    ("drop", "source", "absent"),
+    [
+        ([True, True], [0, 1], {"covariates", "condition"}),
+        ([False, False], [1, 0], {"null_condition"}),
+    ],
+)
+def test_a_skipped_step_is_as_if_it_had_not_been(drop, source, absent):
+    """Three steps, absent in the second = two steps: moments, decay and bias correction stand still."""
+    three, _ = run(OPTIONS, [(gradients(0), *ALL), (gradients(1), drop, source), (gradients(2), *ALL)])
+    two, _ = run(OPTIONS, [(gradients(0), *ALL), (gradients(2), *ALL)])
+    for path, value in three.items():
+        if path[0] in absent or path[:2] == ("last_block", "mlp_u"):
+            np.testing.assert_array_equal(value, two[path], err_msg=str(path))
+        else:
+            assert path == FROZEN or np.abs(value - two[path]).max() > 1e-4, path
+
+
+def test_an_absent_source_stands_still_by_itself():
+    three, state = run(OPTIONS, [(gradients(0), *ALL), (gradients(1), ALL[0], [1, 1]), (gradients(2), *ALL)])
+    two, _ = run(OPTIONS, [(gradients(0), *ALL), (gradients(2), *ALL)])
+    for layer in ("embed_perturbed", "embed_control"):
+        for part in ("kernel", "bias"):
+            value, other = three[layer, part], two[layer, part]
+            np.testing.assert_array_equal(value[0], other[0])
+            assert np.abs(value[1] - other[1]).max() > 1e-4
+    taken = flat(state[1].taken)
+    np.testing.assert_array_equal(taken["embed_control", "kernel"].ravel(), [2, 3])
+    assert taken["time", "out", "kernel"] == 3 and taken["last_block", "mlp_u", "out", "linear", "bias"] == 0
+    for moments in (state[1].mu, state[1].nu):
+        assert jax.tree.map(jnp.shape, moments) == jax.tree.map(jnp.shape, params())
+
+
+def test_one_shared_input_layer_is_always_present():
+    model = dataclasses.replace(MODEL, sources=0)
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    present = flat(present_parameters(shapes, jnp.zeros(2, bool)))
+    absent = {path[:2] for path, here in present.items() if not here}
+    assert absent == {("null_condition",), FROZEN, ("last_block", "mlp_u")}
+    two = flat(
+        present_parameters(params(), jnp.zeros(2, bool))
+    )  # sources, but the batch does not say which: 0
+    np.testing.assert_array_equal(two["embed_control", "bias"], [[True], [False]])
+
+
+@pytest.mark.parametrize("absent", ["zero", "skip"])
+def test_frozen_tables_never_move(absent):
+    assert [path for path, moves in flat(trained(params())).items() if not moves] == [FROZEN]
+    options = dataclasses.replace(OPTIONS, absent=absent, weight_decay=0.5)
+    moved, _ = run(options, [(gradients(k), *ALL) for k in range(2)])
+    np.testing.assert_array_equal(moved[FROZEN], flat(params())[FROZEN])
+    for rule in ("warmup", "released"):
+        ema = flat(update_ema(EmaOptions(rule=rule, decay=0.7), params(), params(), jnp.int32(5)))
+        np.testing.assert_array_equal(ema[FROZEN], flat(params())[FROZEN])
+
+
+def test_the_state_of_skipping_survives_a_checkpoint(tmp_path):
+    tx = optimizer(OPTIONS, 100)
+    state = create_state(params(), tx)
+    present = present_parameters(params(), jnp.array([True]), jnp.array([1]))
+    _, opt_state = jax.jit(tx.update)(gradients(0), state.opt_state, params(), present=present)
+    state = dataclasses.replace(state, step=jnp.int32(1), opt_state=opt_state)
+    checkpoints = Checkpoints(tmp_path / "bundle", metric="energy", mode="min", keep=1)
+    checkpoints.save(state, {"energy": 1.0})
+    checkpoints.close()
+    again = Checkpoints(tmp_path / "bundle", metric="energy", mode="min", keep=1)
+    found = again.restore(1, create_state(params(), tx))
+    again.close()
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, found.opt_state, state.opt_state)
+
+
+def test_unknown_way_with_absent_parameters():
+    with pytest.raises(RequestError, match="optim.absent='drop': allowed are zero, skip"):
+        OptimOptions(absent="drop")

@@ -11,7 +11,8 @@ import pytest
 from released.checkpoint_files import pickle_calling, write_pickle_calling
 
 from perturbdiff_jax.errors import RequestError
-from perturbdiff_jax.pickles import CONSTANTS, HANDLERS, Call, Named, Record, read_pickle
+from perturbdiff_jax.pickles import Call, Named, Record, read_pickle
+from perturbdiff_jax.pickles.read import CONSTANTS, HANDLERS
 
 PLAIN = {
     "texts": ["", "é", "a\nb\\u0041'\"", "x" * 300, "\U0001f9ec"],

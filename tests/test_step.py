@@ -77,6 +77,57 @@ def test_eight_devices_do_what_one_does():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one[0].params, many[0].params)
 
 
+@functools.cache
+def skipped(devices):
+    """State after two steps of a network with two input layers; the second step's sets come from one source."""
+    model = Denoiser(
+        ModelOptions(width=16, depth=1, heads=2, covariate_width=4),
+        G,
+        4,
+        2,
+        2,
+        sources=2,
+        cell_type_table=(2, 3),
+    )
+    optim = OptimOptions(learning_rate=3e-3, warmup_steps=0, eps=1e-3, absent="skip")
+    one = dataclasses.replace(
+        parts(), model=model, tx=optimizer(optim, 100), objective=ObjectiveOptions(drop_condition=0.0)
+    )
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    step, place = compile_step(one, mesh), sharding.batch_sharding(mesh)
+    state = jax.jit(lambda: create_state(init_params(model, jax.random.key(0)), one.tx))()
+    state = jax.device_put(state, sharding.replicated(mesh))
+    states = [jax.device_get(state)]
+    for k, source in enumerate((np.arange(B) % 2, np.ones(B))):
+        cells = dataclasses.replace(batch(k), source=source.astype(np.int32))
+        state, _ = step(state, jax.device_put(cells, place))
+        states.append(jax.device_get(state))
+    return states
+
+
+def test_absent_parameters_are_skipped_on_any_number_of_devices():
+    start, first, second = skipped(1)
+    for tree in ("params", "ema"):
+        for one, many in zip(skipped(1), skipped(8)):
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+                getattr(one, tree),
+                getattr(many, tree),
+            )
+    for layer in ("embed_perturbed", "embed_control"):
+        before, after = first.params[layer]["kernel"], second.params[layer]["kernel"]
+        np.testing.assert_array_equal(before[0], after[0])
+        assert np.any(before[1] != after[1]) and np.any(start.params[layer]["kernel"][0] != before[0])
+    # The objective drops no covariates, so the null vector is never in the loss; the table is frozen.
+    np.testing.assert_array_equal(start.params["null_condition"], second.params["null_condition"])
+    frozen = [state.params["covariates"]["frozen_cell_type"] for state in (start, second)]
+    np.testing.assert_array_equal(*frozen)
+    np.testing.assert_array_equal(second.ema["covariates"]["frozen_cell_type"], frozen[0])
+    assert np.any(
+        start.params["condition"]["linear"]["kernel"] != second.params["condition"]["linear"]["kernel"]
+    )
+
+
 def test_the_state_is_donated_and_the_step_counted():
     _, metrics, first = trained(1)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))

@@ -1,6 +1,7 @@
 """The facts of a bundle made from a released checkpoint: what the file says, and what has to be said beside it."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 from perturbdiff_jax.checkpoint import Bundle, package_versions
@@ -11,7 +12,7 @@ from perturbdiff_jax.diffusion.schedule import Schedule
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.models.mmdit import ModelOptions
 from perturbdiff_jax.optim import EmaOptions, OptimOptions
-from perturbdiff_jax.released.checkpoint import Released
+from perturbdiff_jax.released.checkpoint import WEIGHTS, Released
 from perturbdiff_jax.released.hyper_parameters import CONTROLS, Facts
 from perturbdiff_jax.released.network import Network
 from perturbdiff_jax.run_setup import LARGEST_LOGNORM
@@ -35,12 +36,26 @@ class ConvertOptions:
     divisor: float = 10.0
     overwrite: bool = False
 
+    def __post_init__(self):
+        """Refuses values that no prediction could follow."""
+        if self.weights not in WEIGHTS:
+            raise RequestError(f"--weights {self.weights}: allowed are {', '.join(WEIGHTS)}.")
+        if self.cells_per_set is not None and self.cells_per_set < 1:
+            raise RequestError(f"--cells-per-set {self.cells_per_set}: must be at least 1.")
+        for name in ("target_sum", "divisor"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise RequestError(f"--{name.replace('_', '-')} {getattr(self, name):g}: must be above 0.")
+
 
 def describe(released: Released, options: ConvertOptions, echo: Callable[[str], None] = print) -> Bundle:
     """The bundle's facts. Remarks on what had to be assumed go to `echo`."""
     facts, network = released.facts, released.network
     control, keys = _control(released, options, echo)
-    settings = _settings(facts, network, options.cells_per_set or CELLS_PER_SET.get(control, 256))
+    cells = options.cells_per_set or CELLS_PER_SET.get(control, 256)
+    try:
+        settings = _settings(facts, network, cells, options.divisor)
+    except RequestError as error:
+        raise RequestError(f"{released.path}: {error}") from None
     return Bundle(
         genes=_genes(released, options, echo),
         perturbations=facts.perturbations,
@@ -67,7 +82,7 @@ def describe(released: Released, options: ConvertOptions, echo: Callable[[str], 
         covariate_genes=network.covariate_genes,
         origin={
             "file": released.path.name,
-            "weights": options.weights,
+            "weights": options.weights if released.both else "only",
             "gene_names": options.genes is not None,
             "layout": dataclasses.asdict(network.layout),
         },
@@ -96,22 +111,21 @@ def _control(
     """(label of unperturbed cells, obs columns)."""
     names = released.facts.perturbations
     found = [label for label in CONTROLS if label in names]
-    if options.control is not None and options.control not in names:
-        echo(f"--control {options.control!r} is no perturbation of the file; it labels control cells only.")
     control = options.control or (found[0] if found else "control")
     if options.control is None and len(found) != 1:
-        what = "several known control labels" if found else "no known control label"
+        what = f"several known control labels ({', '.join(found)})" if found else "no known control label"
         echo(f"{released.path.name}: {what}; {control!r} is taken (--control names another).")
-    roles = ("perturbation", "cell_type", "batch")
-    keys = CONTROLS[control] if control in CONTROLS and len(found) == 1 else {role: role for role in roles}
-    given = {role: getattr(options, f"{role}_key") for role in roles}
+    if options.control is not None and options.control not in names:
+        echo(f"--control {control!r} is no perturbation of the file; it labels control cells only.")
+    keys = {role: role for role in ("perturbation", "cell_type", "batch")}
+    if control in CONTROLS and (options.control is not None or len(found) == 1):
+        keys = CONTROLS[control]
+    given = {role: getattr(options, f"{role}_key") for role in keys}
     return control, {**keys, **{role: key for role, key in given.items() if key}, "dose": None}
 
 
-def _settings(facts: Facts, network: Network, cells_per_set: int) -> Settings:
+def _settings(facts: Facts, network: Network, cells_per_set: int, divisor: float) -> Settings:
     """The released settings, as far as the file tells them; the walk is the released default."""
-    rate = facts.optimizer.get("optimizer", {}).get("lr") or OptimOptions().learning_rate
-    sets = max(1, int(facts.optimizer.get("micro_batch_size") or 2048) // cells_per_set)
     start = min(100, facts.schedule["steps"])
     return Settings(
         model=ModelOptions(
@@ -125,8 +139,18 @@ def _settings(facts: Facts, network: Network, cells_per_set: int) -> Settings:
         ),
         schedule=Schedule(**facts.schedule),
         objective=ObjectiveOptions(drop_condition=facts.drop_condition, drop_control=facts.drop_control),
-        loader=LoaderOptions(cells_per_set=cells_per_set, sets_per_batch=sets),
-        optim=OptimOptions(learning_rate=float(rate)),
+        loader=LoaderOptions(
+            cells_per_set=cells_per_set,
+            sets_per_batch=max(1, facts.cells_per_batch // cells_per_set),
+            divisor=divisor,
+        ),
+        optim=OptimOptions(learning_rate=facts.learning_rate),
         ema=EmaOptions(rule="released", decay=0.99, every=10),
-        sampler=SamplerOptions(start=start, steps=start, guidance=1.0, cutoff=facts.cutoff),
+        sampler=SamplerOptions(
+            start=start,
+            steps=start,
+            guidance=1.0,
+            cutoff=facts.cutoff,
+            variance="small" if facts.small_variance else "large",
+        ),
     )

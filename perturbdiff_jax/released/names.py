@@ -108,10 +108,8 @@ def entries(layout: Layout) -> Iterator[Entry]:
     yield from _linear("model.final_layer.adaLN_modulation.1", ("head", "modulate", "to_parts", "linear"))
 
 
-def from_released(
-    tensors: Mapping[str, Any], layout: Layout, *, where: str
-) -> tuple[dict, dict[str, np.ndarray]]:
-    """(parameter tree, tensors that nothing reads); `tensors` holds arrays, or things with `read()`.
+def account(tensors: Mapping[str, Any], layout: Layout, *, where: str) -> list[Entry]:
+    """The entries of a state_dict that holds exactly what this network and the released code ask for.
 
     Raises:
       RequestError: a tensor that is missing, or one that has no place here.
@@ -120,19 +118,56 @@ def from_released(
     names = {entry.name for entry in known}
     missing = [entry.name for entry in known if entry.name not in tensors]
     if missing:
-        raise RequestError(f"{where}: {len(missing)} tensors are missing: {shorten(missing, 4)}.")
-    strange = [name for name in tensors if name not in names and name not in (*UNUSED, DOSE_ROWS)]
+        raise RequestError(f"{where}: {len(missing)} tensor(s) missing: {shorten(missing, 4)}.")
+    names |= {*UNUSED, *((DOSE_ROWS,) if layout.perturbation == "drug" else ())}
+    strange = [name for name in tensors if name not in names]
     if strange:
-        raise RequestError(f"{where}: {len(strange)} tensors have no place: {shorten(strange, 4)}.")
+        raise RequestError(f"{where}: {len(strange)} tensor(s) without a place: {shorten(strange, 4)}.")
+    return known
+
+
+def check_shapes(tensors: Mapping[str, Any], layout: Layout, wanted: Mapping, *, where: str) -> None:
+    """Refuses the first tensor whose shape is not that of its place in `wanted`, a tree of shaped leaves."""
+    for entry in entries(layout):
+        ours: Any = wanted
+        for key in entry.path:
+            ours = ours[key]
+        needed, found = _their_shape(entry, tuple(ours.shape)), tuple(tensors[entry.name].shape)
+        if found != needed:
+            raise RequestError(
+                f"{where}: the tensor {entry.name} has shape {found}; the other tensors and the vocabularies ask for "
+                f"{needed}."
+            )
+
+
+def from_released(
+    tensors: Mapping[str, Any], layout: Layout, *, where: str
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """(parameter tree, tensors that nothing reads); `tensors` holds arrays, or things with `read()`.
+
+    Raises:
+      RequestError: a tensor that is missing, has no place here, or holds NaN or infinite numbers.
+    """
+    known = account(tensors, layout, where=where)
 
     def read(name: str) -> np.ndarray:
         tensor = tensors[name]
         return np.asarray(tensor.read() if hasattr(tensor, "read") else tensor)
 
+    def finite(name: str) -> np.ndarray:
+        with np.errstate(over="ignore"):  # of float64: told below
+            value = read(name).astype(np.float32)
+        wrong = value.size - np.isfinite(value).sum()
+        if wrong:
+            raise RequestError(
+                f"{where}: the tensor {name} holds {wrong:,} numbers that are NaN or infinite."
+            )
+        return value
+
     tree: dict = {}
     stacks: dict[tuple[str, ...], list[np.ndarray]] = {}
     for entry in known:
-        value = _ours(entry, read(entry.name).astype(np.float32))
+        value = _ours(entry, finite(entry.name))
         if entry.at is None:
             _put(tree, entry.path, value)
         else:  # entries come in the order of their positions
@@ -142,7 +177,7 @@ def from_released(
             shapes = sorted({value.shape for value in values})
             raise RequestError(f"{where}: {'/'.join(path)} has layers of several shapes: {shapes}.")
         _put(tree, path, np.stack(values))
-    return tree, {name: read(name) for name in UNUSED if name in tensors}
+    return tree, {name: read(name).astype(np.float32) for name in UNUSED if name in tensors}
 
 
 def to_released(params: dict, layout: Layout) -> dict[str, np.ndarray]:
@@ -155,6 +190,19 @@ def to_released(params: dict, layout: Layout) -> dict[str, np.ndarray]:
         value = np.asarray(value if entry.at is None else value[entry.at], np.float32)
         found[entry.name] = _theirs(entry, value)
     return found
+
+
+def _their_shape(entry: Entry, ours: tuple[int, ...]) -> tuple[int, ...]:
+    """The released shape of a leaf of ours."""
+    if entry.at is not None:
+        ours = ours[1:]
+    if entry.how == "transposed":
+        return ours[::-1]
+    if entry.how == "only_row":
+        return (1, *ours)
+    if entry.how == "bare_rows":
+        return (ours[0] - 1, *ours[1:])
+    return ours
 
 
 def _ours(entry: Entry, value: np.ndarray) -> np.ndarray:

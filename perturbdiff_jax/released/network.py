@@ -4,6 +4,8 @@ import dataclasses
 import re
 from typing import Any
 
+import numpy as np
+
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.released.hyper_parameters import Facts, dose_of, short_name
 from perturbdiff_jax.released.names import DOSE_ROWS, Layout
@@ -41,17 +43,21 @@ def read_network(tensors: dict[str, Any], facts: Facts, where: str) -> Network:
     """
     shape = _Shapes(tensors, where)
     remarks: list[str] = []
-    depth = 1 + max((int(m[1]) for name in tensors if (m := BLOCK.match(name))), default=-1)
-    if depth == 0:
+    blocks = {int(m[1]) for name in tensors if (m := BLOCK.match(name))}
+    depth = len(blocks)
+    if not blocks:
         raise RequestError(
             f"{where}: the state_dict has no model.blocks; not a network of the released code."
         )
-    width = shape("model.t_embedder.mlp.2.weight")[0]
-    head_width = shape("model.blocks.0.block.attn.q_norm.weight")[0]
+    if max(blocks) != depth - 1:
+        raise RequestError(f"{where}: has {depth} blocks, but one is numbered {max(blocks)}.")
+    width = shape("model.t_embedder.mlp.2.weight", 2)[0]
+    head_width = shape("model.blocks.0.block.attn.q_norm.weight", 1)[0]
     heads = 2 * width // head_width
-    if facts.heads not in (None, heads):
+    if facts.heads not in (None, heads) or 2 * width % head_width:
         raise RequestError(
-            f"{where}: model_cfg.dit_num_heads={facts.heads}, but its query norms are {head_width} wide: {heads} heads."
+            f"{where}: model_cfg.dit_num_heads={facts.heads}, but of {2 * width} features its query norms see "
+            f"{head_width} each."
         )
     perturbation, table = _perturbation(shape, facts, where, remarks)
     tables = {"perturbation": table} if table else {}
@@ -59,7 +65,7 @@ def read_network(tensors: dict[str, Any], facts: Facts, where: str) -> Network:
     tables |= {"cell_type": table} if table else {}
     batch = "cov_encoder.batch_encoder.weight" in tensors
     if batch:
-        _same(shape("cov_encoder.batch_encoder.weight")[0], len(facts.batches), "batch", where)
+        _same(shape("cov_encoder.batch_encoder.weight", 2)[0], facts.batches, "batch", where)
     sources = [m[1] for name in tensors if (m := LAYER.fullmatch(name))]
     named = {name: short_name(name) if facts.by_name else name for name in facts.datasets}
     absent = sorted(set(named.values()) - set(sources)) if sources else []
@@ -72,12 +78,12 @@ def read_network(tensors: dict[str, Any], facts: Facts, where: str) -> Network:
         layout=Layout(
             depth=depth, sources=tuple(sources), perturbation=perturbation, cell_type=cell_type, batch=batch
         ),
-        genes=shape("model.final_layer.linear.weight")[0],
-        covariate_genes=shape("cov_encoder.transform.weight")[0],
+        genes=shape("model.final_layer.linear.weight", 2)[0],
+        covariate_genes=shape("cov_encoder.transform.weight", 2)[0],
         width=width,
         heads=heads,
-        mlp_ratio=shape("model.blocks.0.block.mlp.fc1.weight")[0] // width,
-        covariate_width=shape("cov_encoder.transform.weight")[1] // parts,
+        mlp_ratio=shape("model.blocks.0.block.mlp.fc1.weight", 2)[0] // width,
+        covariate_width=shape("cov_encoder.transform.weight", 2)[1] // parts,
         ignore_perturbation=perturbation == "learned" and facts.encodings["perturbation"] == "non",
         tables=tables,
         doses=_doses(tensors, shape, facts, where) if perturbation == "drug" else {},
@@ -91,69 +97,82 @@ class _Shapes:
     def __init__(self, tensors: dict[str, Any], where: str):
         self.tensors, self.where = tensors, where
 
-    def __call__(self, name: str) -> tuple[int, ...]:
+    def __call__(self, name: str, axes: int) -> tuple[int, ...]:
         if name not in self.tensors:
             raise RequestError(f"{self.where}: the tensor {name} is missing.")
-        return tuple(self.tensors[name].shape)
+        found = tuple(self.tensors[name].shape)
+        if len(found) != axes or 0 in found:
+            raise RequestError(
+                f"{self.where}: the tensor {name} has shape {found}; it needs {axes} axes, none empty."
+            )
+        return found
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
 
 
-def _same(rows: int, names: int, what: str, where: str) -> None:
-    if rows != names:
-        raise RequestError(f"{where}: the {what} table has {rows} rows, its vocabulary asks for {names}.")
+def _same(rows: int, names: list[str], what: str, where: str, more: int = 0) -> None:
+    """Refuses a table that has other than a row for each name and `more`."""
+    if rows != len(names) + more:
+        besides = f" and {more} for none" if more else ""
+        raise RequestError(
+            f"{where}: the {what} table has {rows} rows; its vocabulary of {len(names)} names{besides} needs "
+            f"{len(names) + more}."
+        )
 
 
 def _perturbation(shape: _Shapes, facts: Facts, where: str, remarks: list[str]):
     """(kind as in Layout, facts of the frozen table or None)."""
-    encoder, names = "cov_encoder.pert_encoder", len(facts.perturbations)
+    encoder, names = "cov_encoder.pert_encoder", facts.perturbations
     if "cov_encoder.drug_encoder.0.weight" in shape:
-        rows, columns = shape("cov_encoder.drug_encoder.0.weight")
+        rows, columns = shape("cov_encoder.drug_encoder.0.weight", 2)
         _same(rows, names, "drug", where)
         return "drug", {"name": facts.encodings["drug"], "shape": [rows + 1, columns]}
     if f"{encoder}.weight" in shape:
-        _same(shape(f"{encoder}.weight")[0], names + 1, "perturbation", where)
+        _same(shape(f"{encoder}.weight", 2)[0], names, "perturbation", where, more=1)
         return "learned", None
-    rows, columns = shape(f"{encoder}.0.weight")
+    rows, columns = shape(f"{encoder}.0.weight", 2)
     if facts.encodings["gene"] != "onehot":
         _same(rows, names, "perturbation", where)
         return "frozen_bare", {"name": facts.encodings["gene"], "shape": [rows + 1, columns]}
-    if facts.encodings["perturbation"] in ("onehot", "non"):
-        raise RequestError(
-            f"{where}: pert_encoding={facts.encodings['perturbation']}, but the perturbation table is a frozen one."
-        )
-    if rows < names + 1:
-        _same(rows, names + 1, "perturbation", where)
-    if rows > names + 1:
-        remarks.append(
-            f"the {facts.encodings['perturbation']} table has {rows - 1} rows; the first {names} are perturbations."
-        )
-    return "frozen", {"name": facts.encodings["perturbation"], "shape": [rows, columns]}
+    kind = facts.encodings["perturbation"]
+    if kind in ("onehot", "non"):
+        raise RequestError(f"{where}: pert_encoding={kind}, but the perturbation table is a frozen one.")
+    if rows < len(names) + 1:
+        _same(rows, names, "perturbation", where, more=1)
+    if rows > len(names) + 1:
+        remarks.append(f"the {kind} table has {rows - 1} rows; the first {len(names)} are perturbations.")
+    return "frozen", {"name": kind, "shape": [rows, columns]}
 
 
 def _cell_type(shape: _Shapes, facts: Facts, where: str):
     encoder = "cov_encoder.celltype_encoder"
     if f"{encoder}.weight" in shape:
-        _same(shape(f"{encoder}.weight")[0], len(facts.cell_types), "cell type", where)
+        _same(shape(f"{encoder}.weight", 2)[0], facts.cell_types, "cell type", where)
         return "learned", None
-    rows, columns = shape(f"{encoder}.0.weight")
-    _same(rows, len(facts.cell_types), "cell type", where)
+    rows, columns = shape(f"{encoder}.0.weight", 2)
+    _same(rows, facts.cell_types, "cell type", where)
     return "frozen", {"name": facts.encodings["cell_type"], "shape": [rows, columns]}
 
 
 def _doses(tensors: dict[str, Any], shape: _Shapes, facts: Facts, where: str) -> dict[str, list]:
     """The dose of each perturbation: `codes` are rows of the dose table, `values` what the labels call them."""
-    _same(shape(DOSE_ROWS)[0], len(facts.perturbations), "dose", where)
+    _same(shape(DOSE_ROWS, 1)[0], facts.perturbations, "dose index", where)
     stored = tensors[DOSE_ROWS]
-    codes = [int(code) for code in (stored.read() if hasattr(stored, "read") else stored)]
-    rows = shape("cov_encoder.dose_encoder.weight")[0]
-    if not 0 <= min(codes) <= max(codes) < rows:
-        raise RequestError(f"{where}: {DOSE_ROWS} point outside the {rows} rows of the dose table.")
+    stored = np.asarray(stored.read() if hasattr(stored, "read") else stored)
+    rows = shape("cov_encoder.dose_encoder.weight", 2)[0]
+    if stored.dtype.kind not in "iu" or not 0 <= stored.min() <= stored.max() < rows:
+        raise RequestError(
+            f"{where}: {DOSE_ROWS} ({stored.dtype}, {stored.min()} to {stored.max()}) must be rows 0 to {rows - 1} of "
+            "the dose table."
+        )
+    codes = stored.tolist()
     values: list[float | None] = [None] * rows
     for label, code in zip(facts.perturbations, codes):
         dose = dose_of(label)
         if values[code] not in (None, dose):
-            raise RequestError(f"{where}: {label!r} has dose row {code}, which is {values[code]:g}.")
+            raise RequestError(
+                f"{where}: {label!r} has dose row {code}, which is {values[code]:g} of other labels."
+            )
         values[code] = dose
     return {"values": values, "codes": codes}

@@ -33,9 +33,10 @@ def walk(options, denoise=gaussian, control=None, **arguments):
         SamplerOptions(name="ddim", steps=200),
         SamplerOptions(name="ddim", steps=200, eta=1.0),
         SamplerOptions(name="ddpm", steps=1000),
+        SamplerOptions(name="ddpm", steps=1000, variance="small"),
         SamplerOptions(name="fast", steps=12),
     ],
-    ids=lambda o: f"{o.name}-{o.steps}-{o.eta}",
+    ids=lambda o: f"{o.name}-{o.steps}-{o.eta}-{o.variance}",
 )
 def test_recovers_a_gaussian(options):
     cells = walk(options)
@@ -86,6 +87,23 @@ def test_self_conditioning_feeds_the_previous_estimate():
     np.testing.assert_allclose(walk(SamplerOptions(start=6, steps=6), count), 6.0)
 
 
+@pytest.mark.parametrize("variance", ["large", "small"])
+def test_a_ddpm_step_draws_what_the_statistics_say(variance):
+    options = SamplerOptions(name="ddpm", variance=variance, guidance=0.5)
+    xt, t = jnp.full((3, 4, 2), 1.7), jnp.array([0, 1, 500])
+    mean, spread, log_spread, x0 = samplers.p_mean_variance(
+        gaussian, SCHEDULE, options, xt, t, jnp.zeros_like(xt), jnp.zeros_like(xt)
+    )
+    np.testing.assert_allclose(x0, gaussian(xt, t, None, None, None), rtol=1e-4)  # both branches are equal
+    noise = jnp.full_like(xt, -1.3)
+    step = samplers.ddpm_step(xt, x0, t, noise, schedule=SCHEDULE, noise_weight=0.5, variance=variance)
+    np.testing.assert_array_equal(step[0], mean[0])
+    np.testing.assert_allclose(step[1:], (mean - 1.3 * jnp.sqrt(spread))[1:], rtol=1e-5)
+    np.testing.assert_allclose(jnp.exp(log_spread)[1:], spread[1:], rtol=1e-5)
+    wanted = {"large": SCHEDULE.beta, "small": SCHEDULE.posterior_variance}[variance][[1, 500]]
+    np.testing.assert_allclose(spread[1:, 0, 0], wanted, rtol=1e-5)
+
+
 def test_a_set_does_not_depend_on_its_neighbours():
     control = jnp.zeros((3, 8, 4))
     keys = jax.random.split(jax.random.key(0), 3)
@@ -113,6 +131,7 @@ def test_start_from_control_cells():
         ({"name": "ddpm", "start": 100, "steps": 10}, "must equal start=100"),
         ({"init": "zeros"}, "noise, control"),
         ({"eta": -1.0}, "not be negative"),
+        ({"variance": "learned"}, "large, small"),
     ],
 )
 def test_wrong_options(given, said):

@@ -1,4 +1,4 @@
-"""Schedules against their definitions and the recorded tables; identities of the forward process."""
+"""Schedules against their definitions; identities of the forward process. tests/golden has the recorded tables."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,22 +23,6 @@ def test_bounds(name, steps):
 def test_linear_ends_scale_with_the_number_of_steps():
     assert Schedule(steps=1000).beta[[0, -1]] == pytest.approx([1e-4, 0.02])
     assert Schedule(steps=500).beta[[0, -1]] == pytest.approx([2e-4, 0.04])
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_recorded_tables(shared, name):
-    recorded = np.load(shared / f"golden/common/diffusion_{name}_T1000.npz")
-    schedule = Schedule(name=name)
-    np.testing.assert_allclose(schedule.beta, recorded["betas"], atol=1e-12, rtol=0)
-    np.testing.assert_allclose(schedule.alpha_bar, recorded["alphas_cumprod"], atol=1e-12, rtol=0)
-    if name == "linear":
-        for ours, theirs in {
-            "posterior_variance": "posterior_variance",
-            "posterior_mean_x0": "posterior_mean_coef1",
-            "posterior_mean_xt": "posterior_mean_coef2",
-            "large_variance": "fixed_large_variance",
-        }.items():
-            np.testing.assert_allclose(getattr(schedule, ours), recorded[theirs], atol=1e-12, rtol=0)
 
 
 def test_unknown_schedule_lists_the_known():
@@ -67,3 +51,19 @@ def test_posterior_mean_by_bayes():
     got = process.posterior_mean(schedule, jnp.full((1, 1, 1), x0), jnp.full((1, 1, 1), xt), jnp.array([t]))
     np.testing.assert_allclose(float(got[0, 0, 0]), mean, rtol=1e-5)
     np.testing.assert_allclose(schedule.posterior_variance[t], 1 / precision, rtol=1e-9)
+    np.testing.assert_allclose(schedule.posterior_log_variance[t], -np.log(precision), rtol=1e-9)
+
+
+def test_moments_of_the_forward_process_and_of_the_posterior():
+    schedule, t = Schedule(), jnp.array([0, 1, 300])
+    x0, xt = jnp.full((3, 2, 4), 0.7), jnp.full((3, 2, 4), -0.2)
+    mean, variance, log_variance = process.marginal(schedule, x0, t)
+    assert mean.shape == x0.shape and variance.shape == log_variance.shape == (3, 1, 1)
+    noise = 1 - schedule.alpha_bar[[0, 1, 300]]
+    np.testing.assert_allclose(variance[:, 0, 0], noise, rtol=1e-6)
+    np.testing.assert_allclose(np.exp(log_variance[:, 0, 0]), noise, rtol=1e-5)
+    np.testing.assert_allclose(mean, process.q_sample(schedule, x0, t, jnp.zeros_like(x0)), rtol=1e-6)
+    mean, variance, log_variance = (np.asarray(a) for a in process.posterior(schedule, x0, xt, t))
+    np.testing.assert_array_equal(mean, process.posterior_mean(schedule, x0, xt, t))
+    assert variance[0] == 0 and (np.exp(log_variance[1:]) == pytest.approx(variance[1:], rel=1e-5))
+    assert log_variance[0] == log_variance[1]  # not the logarithm of 0
