@@ -28,6 +28,7 @@ RELEASED_WALK = {"sampler.start": 100, "sampler.steps": 100, "sampler.guidance":
 ROWS = {
     "this recipe": ({}, {}),
     "no anchor": ({"model.anchor": "none"}, {}),
+    "absent skipped": ({"optim.absent": "skip"}, {}),
     "released average": (RELEASED_EMA, {}),
     "walk from t = 99": ({}, {"sampler.start": 100, "sampler.steps": 10}),
     "guidance 1": ({}, {"sampler.guidance": 1.0}),

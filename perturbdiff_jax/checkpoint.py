@@ -7,6 +7,7 @@ Orbax writes asynchronously, aside, and renames; the latest checkpoint and the b
 """
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -16,10 +17,12 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from perturbdiff_jax.errors import RequestError
+from perturbdiff_jax.models.covariates import FROZEN
 from perturbdiff_jax.models.mmdit import Denoiser, ModelOptions
 from perturbdiff_jax.state import TrainState
 
@@ -144,6 +147,15 @@ def build_model(bundle: Bundle, options: ModelOptions) -> Denoiser:
         dose_codes=tuple(bundle.doses.get("codes", ())),
         covariate_genes=bundle.covariate_genes,
     )
+
+
+def table_hashes(params: dict) -> dict[str, str]:
+    """SHA-256 of every frozen embedding table among the parameters, by covariate."""
+    return {
+        name.removeprefix(FROZEN): hashlib.sha256(np.ascontiguousarray(table, np.float32)).hexdigest()
+        for name, table in params["covariates"].items()
+        if name.startswith(FROZEN)
+    }
 
 
 class Checkpoints:

@@ -46,6 +46,7 @@ class ControlCells:
 
 def check_store(store: Store, bundle: Bundle) -> None:
     """Raises RequestError when the cells of `store` are not in the bundle's genes and unit."""
+    check_gene_names(bundle)
     if store.genes != bundle.genes:
         lost = [gene for gene in bundle.genes if gene not in set(store.genes)]
         what = f"lacks {shorten(lost, 3)}" if lost else "other genes besides, or another order"
@@ -58,15 +59,27 @@ def check_store(store: Store, bundle: Bundle) -> None:
         )
 
 
-def from_store(store: Store) -> ControlCells:
-    """All control cells of a store."""
+def from_store(store: Store, bundle: Bundle | None = None) -> ControlCells:
+    """All control cells of a store; batches get the names that `bundle` has for them."""
     groups, cells, names = store.groups, {}, {}
+    known = batch_names(bundle) if bundle is not None else {}
+    spelling = {}
     for g in np.flatnonzero(groups.is_control):
-        context = (store.cell_types[groups.cell_type[g]], store.batches[groups.batch[g]])
+        label = store.batches[groups.batch[g]]
+        context = (store.cell_types[groups.cell_type[g]], known.get(label, label))
+        spelling[context[1]] = label
         start, stop = int(groups.start[g]), int(groups.start[g] + groups.size[g])
         cells[context] = store.read(start, stop)
         names[context] = list(store.obs.index[start:stop].astype(str))
-    return ControlCells(cells, names)
+    return ControlCells(cells, names, spelling)
+
+
+def check_gene_names(bundle: Bundle) -> None:
+    """Raises RequestError for converted weights whose genes were never named."""
+    if bundle.origin.get("gene_names") is False:
+        raise RequestError(
+            "The bundle has no gene names, so genes of a file cannot be matched: convert it again with --genes."
+        )
 
 
 def from_anndata(
@@ -149,10 +162,7 @@ def _columns(
     file: H5ad, bundle: Bundle, gene_key: str | None, least: float, echo: Callable[[str], None]
 ) -> np.ndarray:
     """Where each of the bundle's genes stands in the file, -1 = missing."""
-    if bundle.origin.get("gene_names") is False:
-        raise RequestError(
-            "The bundle has no gene names, so genes of a file cannot be matched: convert it again with --genes."
-        )
+    check_gene_names(bundle)
     names = file.genes if gene_key is None else file.gene_labels(gene_key, flag="--gene-key")
     names, wanted = pd.Index(names), pd.Index(np.array(bundle.genes, dtype=object))
     twice = names[names.duplicated()].intersection(wanted)
@@ -171,9 +181,11 @@ def _columns(
             f"{file.label}: has {found.sum():,} of the bundle's {len(found):,} genes ({found.mean():.0%}); at "
             f"least {least:.0%} are needed (--min-gene-overlap).\nMissing: {shorten(lost, 6)}."
         )
-    if not found.all():
-        missing = len(found) - found.sum()
+    missing = len(found) - found.sum()
+    if missing:
         echo(f"{file.label}: {missing:,} of {len(found):,} genes are missing and taken as zero.")
+    else:
+        echo(f"{file.label}: all {len(found):,} genes of the bundle are there.")
     return columns
 
 

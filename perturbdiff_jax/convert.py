@@ -5,6 +5,7 @@ on the list of those that the released code never reads, which the bundle keeps 
 """
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from perturbdiff_jax.checkpoint import FILE, Checkpoints, build_model, write_bundle
+from perturbdiff_jax.checkpoint import FILE, Checkpoints, build_model, table_hashes, write_bundle
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.released.checkpoint import open_released
 from perturbdiff_jax.released.describe import ConvertOptions, describe
@@ -59,6 +60,9 @@ def convert(
     wanted = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
     check_shapes(tensors, layout, wanted, where=where)
     params, unused = from_released(tensors, layout, where=where)
+    hashes = table_hashes(params)
+    tables = {name: {**facts, "sha256": hashes[name]} for name, facts in bundle.tables.items()}
+    bundle = dataclasses.replace(bundle, tables=tables)
     with _new_bundle(output, overwrite=options.overwrite) as fresh:
         best = bundle.best_metric
         checkpoints = Checkpoints(fresh, metric=best["name"], mode=best["mode"], keep=1)

@@ -1,16 +1,18 @@
 """Designs: tables that say which conditions to predict, one row per (perturbation, cell type, batch)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from perturbdiff_jax.checkpoint import Bundle
+from perturbdiff_jax.controls import ControlCells
 from perturbdiff_jax.data.conditions import SPLITS
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import RequestError, unknown
-from perturbdiff_jax.vocabulary import batch_names, unknown_batch
+from perturbdiff_jax.population import Request
+from perturbdiff_jax.vocabulary import batch_names, source_code, unknown_batch
 
 CONDITION = ("perturbation", "cell_type", "batch")
 COLUMNS = (*CONDITION, "cells", "draws")
@@ -125,6 +127,39 @@ def check_design(design: pd.DataFrame, bundle: Bundle, cells: int | None, draws:
         named = " / ".join(design.loc[twice, list(CONDITION)].iloc[0])
         raise RequestError(f"{where}: {named} is asked for twice; use the column 'draws'.")
     return design
+
+
+def requests_of(
+    design: pd.DataFrame,
+    controls: ControlCells,
+    bundle: Bundle,
+    source: str | None,
+    echo: Callable[[str], None],
+) -> tuple[list[Request], dict[tuple[str, str], tuple[str, str]]]:
+    """A request for each draw of each row of a checked design, and the context whose control cells serve each.
+
+    Raises:
+      RequestError: a source of data that is unknown or that a batch does not tell.
+    """
+    requests, contexts = [], {}
+    vocabularies = [
+        {name: code for code, name in enumerate(names)}
+        for names in (bundle.perturbations, bundle.cell_types, bundle.batches)
+    ]
+    for row in design.itertuples(index=False):
+        context = (row.cell_type, row.batch)
+        if context not in contexts:
+            contexts[context], rule = controls.resolve(*context)
+            if contexts[context] != context:
+                echo(f"context {context} has no control cells: uses those of {contexts[context]} ({rule}).")
+        cells = controls.cells[contexts[context]]
+        layer = source_code(bundle, row.batch, source)
+        names = (row.perturbation, *context)
+        codes = tuple(table[name] for table, name in zip(vocabularies, names))
+        wanted = int(row.cells) if row.cells > 0 else cells.shape[0]
+        for draw in range(int(row.draws)):
+            requests.append(Request(*names, codes, wanted, cells, draw, layer))
+    return requests, contexts
 
 
 def _whole_numbers(

@@ -101,6 +101,7 @@ def sample(
         eta=eta,
         guidance=guidance,
         cutoff=predictor.options.sampler.cutoff if cutoff is None else cutoff,
+        variance=predictor.options.sampler.variance,
     )
     model, schedule = predictor.model, predictor.options.schedule
     control, noise = checked_cells(model, control=control, init_noise=init_noise)

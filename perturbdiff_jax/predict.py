@@ -18,17 +18,16 @@ import scipy.sparse as sp
 
 from perturbdiff_jax import direct
 from perturbdiff_jax import settings as run_settings
-from perturbdiff_jax.checkpoint import Bundle, Checkpoints, build_model, read_bundle
+from perturbdiff_jax.checkpoint import Bundle, Checkpoints, build_model, read_bundle, table_hashes
 from perturbdiff_jax.controls import ControlCells, from_anndata
-from perturbdiff_jax.design import check_design, full_design
+from perturbdiff_jax.design import check_design, full_design, requests_of
 from perturbdiff_jax.diffusion import samplers
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.models.mmdit import Denoiser
-from perturbdiff_jax.population import Request, Walker
+from perturbdiff_jax.population import Walker
 from perturbdiff_jax.predictions import assemble
 from perturbdiff_jax.state import init_params
 from perturbdiff_jax.telemetry import Progress
-from perturbdiff_jax.vocabulary import source_code
 
 WHICH = ("best", "latest")
 
@@ -69,6 +68,11 @@ def load(path: str | Path, *, which: str = "best") -> "Predictor":
             f"{path}: the bundle is damaged, checkpoint {step} cannot be read ({str(error).splitlines()[0][:200]})."
         ) from error
     checkpoints.close()
+    for covariate, found in table_hashes(params).items():
+        if bundle.tables[covariate].get("sha256", found) != found:
+            raise RequestError(
+                f"{path}: the {covariate} table is not the one that bundle.json names (sha256 {found[:12]}...)."
+            )
     return Predictor(path=path, bundle=bundle, options=options, model=model, params=params, step=step)
 
 
@@ -201,7 +205,9 @@ class Predictor:
             echo(
                 "This network was trained without looking at perturbations: every name gets the same population."
             )
-        requests, contexts = self._requests(design, controls, source, echo)
+        if self.zero_control:
+            echo("This network was trained without control cells: they tell the context and enter as zeros.")
+        requests, contexts = requests_of(design, controls, self.bundle, source, echo)
         walker = Walker(
             self.model,
             schedule=self.options.schedule,
@@ -231,29 +237,6 @@ class Predictor:
             sampler=sampler,
             seed=seed,
         )
-
-    def _requests(self, design, controls, source, echo):
-        requests, contexts = [], {}
-        vocabularies = [
-            {name: code for code, name in enumerate(names)}
-            for names in (self.bundle.perturbations, self.bundle.cell_types, self.bundle.batches)
-        ]
-        for row in design.itertuples(index=False):
-            context = (row.cell_type, row.batch)
-            if context not in contexts:
-                contexts[context], rule = controls.resolve(*context)
-                if contexts[context] != context:
-                    echo(
-                        f"context {context} has no control cells: uses those of {contexts[context]} ({rule})."
-                    )
-            cells = controls.cells[contexts[context]]
-            layer = source_code(self.bundle, row.batch, source)
-            names = (row.perturbation, *context)
-            codes = tuple(table[name] for table, name in zip(vocabularies, names))
-            wanted = int(row.cells) if row.cells > 0 else cells.shape[0]
-            for draw in range(int(row.draws)):
-                requests.append(Request(*names, codes, wanted, cells, draw, layer))
-        return requests, contexts
 
     # The low door: arrays in, arrays out.
     denoise = direct.denoise

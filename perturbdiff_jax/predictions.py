@@ -67,6 +67,8 @@ def assemble(
         "control": bundle.control,
         "versions": bundle.versions,
     }
+    if bundle.origin:  # converted weights: the file they come from, and which of its weights
+        predicted.uns["perturbdiff"]["origin"] = {key: bundle.origin[key] for key in ("file", "weights")}
     return predicted
 
 
@@ -83,7 +85,9 @@ def write_predictions(predicted: anndata.AnnData, output: str | Path) -> Path:
     return output
 
 
-def check_output(output: str | Path, inputs: Sequence[str | Path] = ()) -> Path:
+def check_output(
+    output: str | Path, inputs: Sequence[str | Path] = (), *, flag: str = "--output", kind: str = "h5ad"
+) -> Path:
     """The path itself, asked before long work.
 
     Raises:
@@ -91,10 +95,10 @@ def check_output(output: str | Path, inputs: Sequence[str | Path] = ()) -> Path:
     """
     output = Path(output)
     if output.is_dir():
-        raise RequestError(f"--output {output}: is a directory; give the name of an h5ad file.")
+        raise RequestError(f"{flag} {output}: is a directory; give the name of an {kind} file.")
     if output.resolve() in [Path(path).resolve() for path in inputs]:
-        raise RequestError(f"--output {output}: is the input; it would be overwritten.")
+        raise RequestError(f"{flag} {output}: is the input; it would be overwritten.")
     above = next(parent for parent in output.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise RequestError(f"--output {output}: nothing can be written in {above}.")
+        raise RequestError(f"{flag} {output}: nothing can be written in {above}.")
     return output

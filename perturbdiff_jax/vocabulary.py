@@ -10,21 +10,26 @@ from perturbdiff_jax.errors import RequestError, shorten, unknown
 
 def batch_names(bundle: Bundle) -> dict[str, str]:
     """Every way to name a batch -> its name in the vocabulary: the name itself, or the part behind its data set."""
+    short = {label: names[0] for label, names in _full_names(bundle).items() if len(names) == 1}
+    return short | {name: name for name in bundle.batches}
+
+
+def _full_names(bundle: Bundle) -> dict[str, list[str]]:
+    """What stands behind the data set -> the batches that are called so."""
     found: dict[str, list[str]] = {}
     for name in bundle.batches:
         dataset = dataset_of(bundle, name)
         if dataset is not None:
             found.setdefault(name[len(dataset) + 1 :], []).append(name)
-    short = {label: names[0] for label, names in found.items() if len(names) == 1}
-    return short | {name: name for name in bundle.batches}
+    return found
 
 
 def unknown_batch(bundle: Bundle, label: str, where: str) -> RequestError:
     """Error for a batch that has no name here, or several."""
-    several = [name for name in bundle.batches if name.endswith(f"_{label}") and dataset_of(bundle, name)]
+    several = _full_names(bundle).get(label, ())
     if len(several) > 1:
         return RequestError(f"{where}: batch {label!r} may be any of {shorten(several)}; give the full name.")
-    return unknown("batch", label, bundle.batches, where)
+    return unknown("batch", label, batch_names(bundle), where)
 
 
 def dataset_of(bundle: Bundle, batch: str) -> str | None:
@@ -46,7 +51,7 @@ def source_code(bundle: Bundle, batch: str, asked: str | None = None) -> int:
     dataset = dataset_of(bundle, batch)
     if dataset is None:
         raise RequestError(
-            f"batch {batch!r} does not tell its source: name one of {shorten(bundle.sources)} (source)."
+            f"batch {batch!r} does not tell its source; name one of {shorten(bundle.sources)} (--source)."
         )
     return bundle.sources.index(bundle.datasets[dataset])
 

@@ -91,7 +91,10 @@ def lost_arrays(bundle):
         (lambda b: (b / "bundle.json").write_bytes(b"\xff\xfe\x00"), "bundle.json: damaged"),
         (lambda b: (b / "bundle.json").write_text("[]"), "not a perturbdiff-bundle file"),
         (lambda b: edit(b, lambda c: c.update(format="other")), "not a perturbdiff-bundle file"),
-        (lambda b: edit(b, lambda c: c.update(version=3)), "bundle version 3; this release reads versions 1 and 2"),
+        (
+            lambda b: edit(b, lambda c: c.update(version=3)),
+            "bundle version 3; this release reads versions 1 and 2",
+        ),
         (lambda b: edit(b, lambda c: c.pop("genes")), "damaged, keys missing or unknown: genes"),
         (lambda b: edit(b, lambda c: c.update(gens=[])), "damaged, keys missing or unknown: gens"),
         (lambda b: edit(b, lambda c: c.update(genes=None)), "damaged, genes must be a list"),

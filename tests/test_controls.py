@@ -19,6 +19,8 @@ BUNDLE = types.SimpleNamespace(
     batches=["d1", "d2"],
     keys={"perturbation": "pert", "cell_type": "kind", "batch": "donor"},
     values={"target_sum": 1e4, "largest": np.log1p(1e4)},
+    datasets={},
+    origin={},
 )
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 
 from perturbdiff_jax.errors import RequestError
 
@@ -43,6 +44,19 @@ def fill(parser: argparse.ArgumentParser) -> None:
     add("--which", default="best", choices=("best", "latest"), help="which checkpoint of the bundle (best)")
 
 
+def split_names(text: str, known: Sequence[str]) -> list[str]:
+    """Names out of "A,B"; commas inside a known name, such as [('DMSO_TF', 0.0, 'uM')], do not part it."""
+    parts, names = text.split(","), []
+    longest = 1 + max(name.count(",") for name in known)
+    plain = {name.strip(): name for name in known}
+    while parts:
+        joined = {count: ",".join(parts[:count]).strip() for count in range(min(longest, len(parts)), 0, -1)}
+        count = next((count for count, name in joined.items() if name in plain), 1)
+        names.append(plain.get(joined[count], joined[count]))
+        del parts[:count]
+    return names
+
+
 def run(args: argparse.Namespace) -> None:
     """Does the job."""
     from perturbdiff_jax import load
@@ -80,12 +94,10 @@ def run(args: argparse.Namespace) -> None:
         design = split_design(store, args.split)
         if args.cells_per_condition is not None:
             design = design.drop(columns="cells")
-        predicted = model.predict_design(design, from_store(store), **common)
+        predicted = model.predict_design(design, from_store(store, model.bundle), **common)
     else:
         design = read_design(args.design) if args.design else None
-        names = None if args.design else [name.strip() for name in args.perturbations.split(",")]
-        if names and len(names) > 1 and args.perturbations in model.perturbations:
-            names = [args.perturbations]  # one label that contains commas, such as [('DMSO_TF', 0.0, 'uM')]
+        names = None if args.design else split_names(args.perturbations, model.bundle.perturbations)
         predicted = model.predict(
             args.input,
             perturbations=names,

@@ -44,7 +44,9 @@ def fill(parser: argparse.ArgumentParser) -> None:
     genes.add_argument(
         "--hvg", type=int, default=2000, metavar="N", help="keep N highly variable genes (2,000)"
     )
-    genes.add_argument("--genes", metavar="FILE", help="keep the genes listed in this text, csv, json or pickled file")
+    genes.add_argument(
+        "--genes", metavar="FILE", help="keep the genes listed in this text, csv, json or pickled file"
+    )
     genes.add_argument("--all-genes", action="store_true", help="keep every gene")
     add("--split", metavar="FILE", help=".json or .toml file that says what is held out")
     add(

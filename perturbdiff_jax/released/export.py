@@ -10,6 +10,7 @@ import numpy as np
 from perturbdiff_jax.checkpoint import Bundle
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.predict import load
+from perturbdiff_jax.predictions import check_output
 from perturbdiff_jax.released.names import DOSE_ROWS, UNUSED, Layout, to_released
 from perturbdiff_jax.settings import Settings
 
@@ -24,7 +25,7 @@ def export(bundle: str | Path, output: str | Path, *, echo: Callable[[str], None
     Raises:
       RequestError: a network that the released code has no form for.
     """
-    output = Path(output)
+    output = check_output(output, flag="--export", kind="npz")
     if output.suffix != ".npz":
         raise RequestError(f"--export {output}: must end in .npz.")
     model = load(bundle)
@@ -44,6 +45,8 @@ def export(bundle: str | Path, output: str | Path, *, echo: Callable[[str], None
     try:
         np.savez(partial, **found)
         os.replace(partial, output)
+    except OSError as error:
+        raise RequestError(f"--export {output}: cannot be written ({error.strerror or error}).") from error
     finally:
         partial.unlink(missing_ok=True)
     echo(f"{output}: {len(found)} tensors, {sum(a.size for a in found.values()):,} numbers.")

@@ -89,7 +89,7 @@ def test_self_conditioning_feeds_the_previous_estimate():
 
 @pytest.mark.parametrize("variance", ["large", "small"])
 def test_a_ddpm_step_draws_what_the_statistics_say(variance):
-    options = SamplerOptions(name="ddpm", variance=variance, guidance=0.5)
+    options = SamplerOptions(name="ddpm", start=5, steps=5, variance=variance, guidance=0.5)
     xt, t = jnp.full((3, 4, 2), 1.7), jnp.array([0, 1, 500])
     mean, spread, log_spread, x0 = samplers.p_mean_variance(
         gaussian, SCHEDULE, options, xt, t, jnp.zeros_like(xt), jnp.zeros_like(xt)

@@ -135,7 +135,8 @@ class Writer:
                 self.save(value.state)
                 self.out += b"b"
         elif isinstance(value, np.str_):
-            self.save_object(numpy_text(value))
+            self.kept.append(numpy_text(value))
+            self.save_object(self.kept[-1])
         elif isinstance(value, np.ndarray):
             stride = tuple(step // value.itemsize for step in np.empty(value.shape, value.dtype).strides)
             self.save_tensor(Tensor(np.ascontiguousarray(value).reshape(-1), 0, value.shape, stride))
