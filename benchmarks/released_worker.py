@@ -1,7 +1,8 @@
 """The released PyTorch code on one checkpoint, driven from outside: the opponent of released.py.
 
 Runs in an environment with PyTorch and the released code's requirements. Reads one line of JSON a job from stdin,
-walks, writes the result and answers with the seconds it took. torch unpickles the checkpoint: only for files one trusts.
+walks, writes the result and answers with the seconds it took. torch unpickles the checkpoint, so only for files that
+one trusts.
 """
 
 import json

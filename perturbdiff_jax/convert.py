@@ -1,6 +1,6 @@
 """The authors' .ckpt -> our checkpoint bundle.
 
-Nothing in the file is executed (pickles.py) and every tensor is accounted for: it has a place in our network, or it is
+Nothing in the file is executed (pickles/) and every tensor is accounted for: it has a place in our network, or it is
 on the list of those that the released code never reads, which the bundle keeps beside the weights.
 """
 

@@ -41,7 +41,7 @@ class Request:
 
 
 class Walker:
-    """The compiled sampler for one network, one walk and one shape [sets_per_batch, cells_per_set, G]."""
+    """The compiled sampler for one network, one walk and one shape: up to sets_per_batch sets [cells_per_set, G]."""
 
     def __init__(
         self,
@@ -101,19 +101,21 @@ class Walker:
             rows[number] = self.control_rows(request).reshape(-1, self.cells_per_set)
             plan += [(number, index) for index in range(len(rows[number]))]
         parts: dict[int, list[np.ndarray]] = {}
-        for first in range(0, len(plan), self.sets_per_batch):
-            chunk = plan[first : first + self.sets_per_batch]
-            for (number, _), cells in zip(chunk, self._batch(params, requests, rows, chunk), strict=True):
+        width = min(self.sets_per_batch, max(1, len(plan)))  # few sets are not filled up to many
+        for first in range(0, len(plan), width):
+            chunk = plan[first : first + width]
+            found = self._batch(params, requests, rows, chunk, width)
+            for (number, _), cells in zip(chunk, found, strict=True):
                 parts.setdefault(number, []).append(cells)
                 if len(parts[number]) == len(rows[number]):
                     request, wanted = requests[number], requests[number].cells
                     yield request, np.concatenate(parts.pop(number))[:wanted], rows[number].ravel()[:wanted]
             if progress:
-                progress(min(first + self.sets_per_batch, len(plan)))
+                progress(min(first + width, len(plan)))
 
-    def _batch(self, params, requests, rows, chunk) -> np.ndarray:
+    def _batch(self, params, requests, rows, chunk, width: int) -> np.ndarray:
         # The last batch is filled with its own first set: one shape, one compilation.
-        filled = chunk + chunk[:1] * (self.sets_per_batch - len(chunk))
+        filled = chunk + chunk[:1] * (width - len(chunk))
         control = np.stack([requests[n].controls[rows[n][i]].toarray() for n, i in filled])
         codes = np.array([requests[n].codes for n, _ in filled], np.int32)
         source = np.array([requests[n].source for n, _ in filled], np.int32)

@@ -36,13 +36,15 @@ FIXED = {
 }
 
 MOST_STEPS = 100_000
+LONGEST = 160  # characters of a value in a message
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 80
 
 
 def shown(value: Any) -> str:
     """A value in a message or a table: what is nested without end stays short."""
-    return SHORT.repr(value)
+    text = SHORT.repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def plain(value: Any, where: str = "hyper_parameters") -> Any:
