@@ -15,6 +15,7 @@ VERSION = re.search(
 EVAL = ["cell-eval>=0.8.2,<0.9", "matplotlib>=3.9,<4"]
 TEST = [
     *EVAL,
+    "moto[server]>=5,<6",
     "pytest>=8,<10",
     "pytest-xdist>=3.5,<4",
     "ruff>=0.8,<1",

@@ -59,8 +59,11 @@ def check_store(store: Store, bundle: Bundle) -> None:
         )
 
 
-def from_store(store: Store, bundle: Bundle | None = None) -> ControlCells:
-    """All control cells of a store; batches get the names that `bundle` has for them."""
+def from_store(store: Store, bundle: Bundle | None = None, *, named: bool = True) -> ControlCells:
+    """All control cells of a store; batches get the names that `bundle` has for them.
+
+    Without `named` the cells' own names are not read, which takes a while for millions.
+    """
     groups, cells, names = store.groups, {}, {}
     known = batch_names(bundle) if bundle is not None else {}
     spelling = {}
@@ -70,7 +73,7 @@ def from_store(store: Store, bundle: Bundle | None = None) -> ControlCells:
         spelling[context[1]] = label
         start, stop = int(groups.start[g]), int(groups.start[g] + groups.size[g])
         cells[context] = store.read(start, stop)
-        names[context] = list(store.obs.index[start:stop].astype(str))
+        names[context] = list(store.obs_of([(start, stop)]).index.astype(str)) if named else []
     return ControlCells(cells, names, spelling)
 
 

@@ -13,6 +13,7 @@ from perturbdiff_jax.data.index import index_sets
 from perturbdiff_jax.data.prepare import prepare
 from perturbdiff_jax.data.simulate import CONTROL, write_simulated
 from perturbdiff_jax.data.store import Store
+from perturbdiff_jax.data.store_view import regroup
 from perturbdiff_jax.errors import RequestError, shorten
 from perturbdiff_jax.settings import BEST_METRICS, Settings, TrainOptions
 
@@ -74,7 +75,7 @@ def _limited(settings: Settings, store: Store) -> TrainOptions:
     if train.max_epochs is None:
         return train
     sets = index_sets(
-        store.groups,
+        regroup(store, loader.group_by).groups,
         split="train",
         cells_per_set=loader.cells_per_set,
         with_controls=loader.train_on_controls == "yes",

@@ -14,8 +14,11 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from perturbdiff_jax.data.loader import GROUPINGS
 from perturbdiff_jax.data.prepare import PrepareOptions
+from perturbdiff_jax.data.set_stream import FORMS
 from perturbdiff_jax.data.simulate import SimulateOptions
+from perturbdiff_jax.data.tiers import TIERS
 from perturbdiff_jax.diffusion.objective import ObjectiveOptions
 from perturbdiff_jax.diffusion.samplers import SamplerOptions, timesteps
 from perturbdiff_jax.diffusion.schedule import Schedule
@@ -24,6 +27,7 @@ from perturbdiff_jax.models.mmdit import USES, ModelOptions
 from perturbdiff_jax.optim import EmaOptions, OptimOptions
 
 BEST_METRICS = {"energy": min, "r2": max, "pearson_delta": max}
+DENSIFY = ("auto", *FORMS)
 
 
 def checked_seed(seed: int) -> int:
@@ -111,18 +115,35 @@ class LoaderOptions:
     # any perturbed training cell, which then would not be seen at all.
     train_on_controls: str = "no"
     min_cells: int = 1  # smaller groups are left out of training
+    # Cells of a set share perturbation, cell type and batch ("context"), perturbation and cell type ("cell_type"), or
+    # the cell type alone ("pretraining").
+    group_by: str = "context"
+    tier: str = "auto"  # "resident" (all cells in memory) or "streamed"; auto: resident if they fit `memory`
+    memory: float = 4.0  # GiB of cells
+    control_memory: float = 1.0  # GiB of control cells held by the streamed tier
+    densify: str = "auto"  # where stored values become matrices; auto: on the host when it trains itself
 
     def __post_init__(self):
         """Refuses sets without cells and unknown choices."""
         _at_least_one("loader", self, ("cells_per_set", "sets_per_batch", "min_cells"))
-        if self.divisor <= 0:
-            raise RequestError(f"config.loader.divisor={self.divisor}: must be above 0.")
+        for name in ("divisor", "memory", "control_memory"):
+            if getattr(self, name) <= 0:
+                raise RequestError(f"config.loader.{name}={getattr(self, name)}: must be above 0.")
         if self.train_on_controls not in USES:
             raise unknown("loader.train_on_controls", self.train_on_controls, USES)
+        for name, allowed in (("group_by", GROUPINGS), ("tier", TIERS), ("densify", DENSIFY)):
+            if getattr(self, name) not in allowed:
+                raise unknown(f"config.loader.{name}", getattr(self, name), allowed)
 
-    def source_options(self) -> dict[str, Any]:
-        """The arguments of data.loader.SetSource, once `auto` is settled."""
-        return dataclasses.asdict(self) | {"train_on_controls": self.train_on_controls == "yes"}
+    def source_options(self, backend: str) -> dict[str, Any]:
+        """The arguments of data.loader.SetSource, once `auto` is settled; `backend` is the one that trains."""
+        densify = self.densify
+        if densify == "auto":
+            densify = "host" if backend == "cpu" else "device"
+        return dataclasses.asdict(self) | {
+            "train_on_controls": self.train_on_controls == "yes",
+            "densify": densify,
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

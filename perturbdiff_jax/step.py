@@ -1,4 +1,7 @@
-"""One training step: (state, batch) -> (state, metrics), a pure function compiled once with donated state."""
+"""One training step: (state, batch) -> (state, metrics), a pure function compiled with donated state.
+
+A dense batch has one shape and is compiled once, a packed one for each of its few lengths (data/batcher.py).
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,9 +12,10 @@ import optax
 from jax.sharding import Mesh
 
 from perturbdiff_jax import rng, sharding
-from perturbdiff_jax.array_types import Batch
+from perturbdiff_jax.array_types import Batch, PackedBatch
 from perturbdiff_jax.diffusion import objective
 from perturbdiff_jax.diffusion.schedule import Schedule
+from perturbdiff_jax.kernels.densify import densify
 from perturbdiff_jax.models.mmdit import Denoiser
 from perturbdiff_jax.optim import EmaOptions, present_parameters, update_ema
 from perturbdiff_jax.state import TrainState
@@ -27,6 +31,7 @@ class StepParts:
     objective: objective.ObjectiveOptions
     ema: EmaOptions
     seed: int
+    divisor: float = 10.0  # what a packed batch's log1p expression is divided by
 
 
 def bind(model: Denoiser, params: dict, perturbation, cell_type, batch, source=None) -> objective.Denoise:
@@ -71,8 +76,12 @@ def updated(parts: StepParts, state: TrainState, gradients: dict, present: dict)
     return TrainState(step=step, params=params, ema=ema, opt_state=opt_state)
 
 
-def train_step(parts: StepParts, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+def train_step(
+    parts: StepParts, state: TrainState, batch: Batch | PackedBatch
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """Forward, backward, clip, AdamW, average. Metrics are float32 scalars."""
+    if isinstance(batch, PackedBatch):
+        batch = densify(batch, genes=parts.model.genes, divisor=parts.divisor)
     key = rng.key_for(parts.seed, "loss", state.step)
     draws = objective.draw(key, batch.perturbed.shape, parts.schedule, parts.objective)
     gradients, metrics = loss_gradient(parts, state.params, batch, draws)
@@ -82,7 +91,7 @@ def train_step(parts: StepParts, state: TrainState, batch: Batch) -> tuple[Train
 
 
 def compile_step(parts: StepParts, mesh: Mesh) -> Callable:
-    """The jitted step on a mesh: batch sharded over sets, state replicated and donated."""
+    """The jitted step on a mesh: batch sharded over sets (and runs of sets), state replicated and donated."""
     whole = sharding.replicated(mesh)
     return jax.jit(
         lambda state, batch: train_step(parts, state, batch),

@@ -82,7 +82,13 @@ def train(settings: Settings, store: Store, workdir: Path) -> dict:
     """Trains up to `train.steps`, from the latest checkpoint if there is one; returns facts for the record."""
     mesh = sharding.make_mesh()
     sharding.check_divisible(settings.loader.sets_per_batch, mesh)
-    source = SetSource(store, split="train", seed=settings.seed, **settings.loader.source_options())
+    source = SetSource(
+        store,
+        split="train",
+        seed=settings.seed,
+        blocks=mesh.size,
+        **settings.loader.source_options(jax.default_backend()),
+    )
     bundle = describe(settings, store)
     model = build_model(bundle, settings.model)
     tx = optimizer(settings.optim, settings.train.steps)
@@ -95,6 +101,7 @@ def train(settings: Settings, store: Store, workdir: Path) -> dict:
         objective=settings.objective,
         ema=settings.ema,
         seed=settings.seed,
+        divisor=settings.loader.divisor,
     )
     write_bundle(workdir / "bundle", bundle)
     best = bundle.best_metric

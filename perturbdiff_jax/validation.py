@@ -18,7 +18,7 @@ class SampledValidation:
 
     def __init__(self, store: Store, walker: Walker, *, split: str, conditions: int, cells: int):
         design = split_design(store, split, most=conditions, most_cells=cells)
-        controls = from_store(store)
+        controls = from_store(store, named=False)
         groups = store.groups
         self.split = split
         self._walker = walker

@@ -78,6 +78,11 @@ def test_every_config_builds_a_model(config):
         ({"seed": -1}, "seed -1: allowed are whole numbers from 0"),
         ({"loader": {"cells_per_set": 0}}, "config.loader.cells_per_set=0: must be at least 1"),
         ({"loader": {"divisor": 0}}, "config.loader.divisor=0.0: must be above 0"),
+        ({"loader": {"memory": 0}}, "config.loader.memory=0.0: must be above 0"),
+        ({"loader": {"control_memory": -1}}, "config.loader.control_memory=-1.0: must be above 0"),
+        ({"loader": {"tier": "stream"}}, "unknown config.loader.tier 'stream'. Did you mean 'streamed'"),
+        ({"loader": {"group_by": "batch"}}, "unknown config.loader.group_by 'batch'"),
+        ({"loader": {"densify": "gpu"}}, "unknown config.loader.densify 'gpu'"),
         ({"train": {"steps": 0}}, "config.train.steps=0: must be at least 1"),
         ({"train": {"validation_conditions": 0}}, "config.train.validation_conditions=0"),
         (
@@ -163,3 +168,12 @@ def test_a_saved_config_that_is_damaged_or_of_another_release_is_refused(tmp_pat
         check_same_run(tmp_path / "config.json", Settings())
     with pytest.raises(RequestError, match="cannot be written"):
         check_same_run(tmp_path / "config.json" / "below", Settings())
+
+
+def test_where_cells_are_densified_follows_the_backend_unless_it_is_said():
+    said = {"auto": ("host", "device"), "host": ("host", "host"), "device": ("device", "device")}
+    for densify, (on_cpu, on_gpu) in said.items():
+        loader = from_config({"loader": {"densify": densify, "tier": "resident"}}).loader
+        assert loader.source_options("cpu")["densify"] == on_cpu
+        assert loader.source_options("gpu")["densify"] == on_gpu
+        assert loader.source_options("gpu")["tier"] == "resident"

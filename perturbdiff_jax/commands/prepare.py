@@ -1,7 +1,9 @@
-"""`perturbdiff prepare`: h5ad files -> a store of grouped, split, normalised cells."""
+"""`perturbdiff prepare`: h5ad files -> a store of grouped, split, normalised cells; merging and verifying stores."""
 
 import argparse
 import dataclasses
+import os
+import re
 
 from perturbdiff_jax.errors import RequestError
 
@@ -9,16 +11,17 @@ from perturbdiff_jax.errors import RequestError
 def fill(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the verb."""
     add = parser.add_argument
+    add("--input", nargs="+", metavar="A.h5ad", help="one or several h5ad files")
     add(
-        "--input",
+        "--merge",
         nargs="+",
-        required=True,
-        metavar="A.h5ad",
-        help="one or several h5ad files with the same genes",
+        metavar="STORE",
+        help="instead of --input: write an index over these stores (or folders of stores)",
     )
-    add("--output", required=True, metavar="STORE", help="the store to write")
-    add("--perturbation-key", required=True, metavar="K", help="obs column of the perturbation")
-    add("--control", required=True, metavar="LABEL", help="label of unperturbed cells in that column")
+    add("--verify", metavar="STORE", help="check every byte of a store and do nothing else")
+    add("--output", metavar="STORE", help="the store to write: a folder, or a URL such as s3://bucket/name")
+    add("--perturbation-key", metavar="K", help="obs column of the perturbation")
+    add("--control", metavar="LABEL", help="label of unperturbed cells in that column")
     add(
         "--cell-type-key",
         metavar="K",
@@ -66,12 +69,90 @@ def fill(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="set size assumed by the closing table (32)",
     )
+    add(
+        "--memory",
+        type=size,
+        default=2 * 1024**3,
+        metavar="SIZE",
+        help="memory for cells: bytes, or such as 512MiB or 2GiB (2GiB)",
+    )
+    add(
+        "--workers",
+        type=int,
+        default=min(8, _processors()),
+        metavar="N",
+        help="processes that read files (the CPUs at hand, at most 8)",
+    )
+    add(
+        "--codec",
+        default="lz4",
+        choices=("lz4", "zstd"),
+        help="lz4 is quickest to read; zstd is smaller, for archives and object stores",
+    )
+    add(
+        "--scratch",
+        metavar="DIR",
+        help="where a store for a URL is prepared before it is copied (the system's temporary folder)",
+    )
     add("--overwrite", action="store_true", help="replace a store that is there already")
+
+
+def size(text: str) -> int:
+    """Bytes of "512MiB", "2GiB", "1.5GB" or a plain number."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT]?)(i?)B)?", text.strip(), flags=re.IGNORECASE)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r}: allowed are bytes, or such as 512MiB, 2GiB or 2GB")
+    number, letter, binary = found.groups()
+    power = "KMGT".find(letter.upper()) + 1 if letter else 0
+    return int(float(number) * (1024 if binary else 1000) ** power)
+
+
+def _processors() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(args: argparse.Namespace) -> None:
     """Does the job."""
+    _check_jobs(args)
+    if args.verify:
+        from perturbdiff_jax.data.store import Store
+
+        print(Store.open(args.verify).verify(echo=lambda line: print(line, flush=True)))
+        return
+    rule = _rule(args)
+    if args.merge:
+        from perturbdiff_jax.data.store_merge import MergeOptions, merge
+
+        merge(args.merge, args.output, MergeOptions(**_given(args, MergeOptions), holdout=rule))
+        return
     from perturbdiff_jax.data.prepare import PrepareOptions, prepare
+
+    prepare(args.input, args.output, PrepareOptions(**_given(args, PrepareOptions), holdout=rule))
+
+
+def _check_jobs(args: argparse.Namespace) -> None:
+    """Exactly one of the three jobs, with what it needs."""
+    jobs = [name for name in ("input", "merge", "verify") if getattr(args, name)]
+    if len(jobs) != 1:
+        found = ", ".join(f"--{name}" for name in jobs) or "none"
+        raise RequestError(f"prepare: give one of --input, --merge and --verify; given: {found}.")
+    needed = {"input": ("output", "perturbation_key", "control"), "merge": ("output",), "verify": ()}
+    missing = [f"--{name.replace('_', '-')}" for name in needed[jobs[0]] if getattr(args, name) is None]
+    if missing:
+        raise RequestError(f"prepare: the following arguments are required: {', '.join(missing)}")
+    foreign = ("perturbation_key", "control", "cell_type_key", "batch_key", "dose_key", "layer", "genes")
+    foreign = () if args.input else foreign if args.merge else ("output", *foreign)
+    for name in foreign:
+        if getattr(args, name) is not None:
+            raise RequestError(f"prepare: --{name.replace('_', '-')} has no meaning with --{jobs[0]}.")
+    if args.memory < 1:
+        raise RequestError("--memory: allowed is a size above 0.")
+    if args.workers < 1:
+        raise RequestError(f"--workers {args.workers}: allowed is 1 or more.")
+
+
+def _rule(args: argparse.Namespace) -> dict | None:
     from perturbdiff_jax.settings import HoldoutOptions
 
     rule = HoldoutOptions(
@@ -87,6 +168,9 @@ def run(args: argparse.Namespace) -> None:
         raise RequestError(
             "--holdout-batch and --holdout-cell-type say where: give --holdout, the share, too."
         )
-    known = {field.name for field in dataclasses.fields(PrepareOptions)}
-    given = {name: value for name, value in vars(args).items() if name in known and name != "holdout"}
-    prepare(args.input, args.output, PrepareOptions(**given, holdout=rule))
+    return rule
+
+
+def _given(args: argparse.Namespace, kind: type) -> dict:
+    known = {field.name for field in dataclasses.fields(kind)}
+    return {name: value for name, value in vars(args).items() if name in known and name != "holdout"}

@@ -9,7 +9,8 @@ import anndata
 import numpy as np
 import scipy.sparse as sp
 
-from perturbdiff_jax.data.h5ad import BLOCK_ELEMENTS, H5ad, canonical, widened
+from perturbdiff_jax.data.h5ad import H5ad
+from perturbdiff_jax.data.matrix import BLOCK_ELEMENTS, canonical, widened
 from perturbdiff_jax.errors import RequestError
 
 
@@ -21,7 +22,7 @@ class InMemory(H5ad):
 
     def __init__(self, adata: anndata.AnnData, label: str = "AnnData"):
         self.label, self.where = label, "X"
-        self.genes = self._checked_names(adata.var_names, "var", "gene")
+        self.genes = self._checked_names(adata.var_names, "var", "gene").astype(object)
         self.cells = self._checked_names(adata.obs_names, "obs", "cell")
         self._obs, self._var = adata.obs, adata.var
         self.columns = [str(name) for name in adata.obs.columns]

@@ -2,7 +2,7 @@
 
 Highly variable means `scanpy.pp.highly_variable_genes(flavor="seurat", n_top_genes=n)` on log1p-normalised
 values: dispersion = variance / mean of expm1(x) per gene, log taken, centred and scaled within 20 bins of the
-log mean expression, the n largest kept. Mean and variance stream over the cells, so nothing is ever dense.
+log mean expression, the n largest kept. Mean and variance come from moments.py.
 """
 
 import csv
@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
+from perturbdiff_jax.data.moments import Moments
 from perturbdiff_jax.errors import RequestError, shorten
 from perturbdiff_jax.pickles import Record, read_pickle
 
@@ -28,31 +28,6 @@ GENE_COLUMNS = (
     "feature_name",
     "var_names",
 )
-
-
-class Moments:
-    """Streaming mean and variance per gene of expm1(x): `add` blocks of log1p values [cells, genes], in
-    order."""
-
-    def __init__(self, genes: int):
-        self.cells = 0
-        self.total = np.zeros(genes)
-        self.squares = np.zeros(genes)
-
-    def add(self, lognorm: sp.csr_matrix) -> None:
-        values = np.expm1(lognorm.data.astype(np.float32, copy=False))
-        # add.at sums one by one in row order, whatever the block size: genes that tie in exact arithmetic
-        # keep tying, as in scanpy, and squares are rounded to float32 first because scanpy's are.
-        indices = lognorm.indices.astype(np.intp)
-        np.add.at(self.total, indices, values.astype(np.float64))
-        np.add.at(self.squares, indices, (values * values).astype(np.float64))
-        self.cells += lognorm.shape[0]
-
-    def mean_and_variance(self) -> tuple[np.ndarray, np.ndarray]:
-        """float64 [genes] each; the variance is the unbiased one."""
-        mean = self.total / self.cells
-        variance = self.squares / self.cells - mean**2
-        return mean, variance * (self.cells / (self.cells - 1)) if self.cells > 1 else variance
 
 
 def normalised_dispersions(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:

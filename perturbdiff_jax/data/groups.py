@@ -7,6 +7,11 @@ import dataclasses
 
 import numpy as np
 
+from perturbdiff_jax.data.draws import fold, folded, words_at
+
+ROWS = 100  # what the keys of rows are for; those of the loader are in draws.py
+AT_ONCE = 1 << 20  # rows shuffled together
+
 FALLBACKS = (
     "own context",
     "another cell type of the same batch",
@@ -28,9 +33,14 @@ class Groups:
     control: np.ndarray  # int32, the group whose cells serve as control (itself for a control group)
     fallback: np.ndarray  # int8, position in FALLBACKS: where that control group lies
     split: np.ndarray  # int8, position in splits.SPLITS
+    pointer: np.ndarray  # int64, stored values before the group's first row (0 throughout in a dense store)
 
     def __len__(self) -> int:
         return len(self.start)
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """The group that each row lies in: integers of any shape -> int64 of the same shape."""
+        return np.searchsorted(self.start, rows, side="right") - 1
 
     def to_json(self) -> dict[str, list]:
         return {field.name: getattr(self, field.name).tolist() for field in dataclasses.fields(self)}
@@ -50,6 +60,7 @@ _KINDS = {
     "control": np.int32,
     "fallback": np.int8,
     "split": np.int8,
+    "pointer": np.int64,
 }
 
 
@@ -59,21 +70,23 @@ def group_cells(
     """Groups cells by their codes (integer arrays [cells]); `control` is the control's perturbation code.
 
     Returns (order, groups): `order[row]` is the cell at `row`; inside a group the order is random, keyed by
-    (seed, group), and does not depend on other groups. `split` is left at -1. At least one control cell is
-    needed.
+    (seed, group), and does not depend on other groups. `split` is left at -1, `pointer` at 0. At least one
+    control cell is needed.
     """
-    keys = np.stack([cell_type, batch, perturbation != control, perturbation]).astype(np.int64)
-    order = np.lexsort(keys[::-1])  # stable, so the file's order decides before the shuffle
-    sorted_keys = keys[:, order]
+    # One number per cell, in the order of (cell type, batch, controls first, perturbation): there may be 100 million.
+    places, whats = int(batch.max()) + 1, int(perturbation.max()) + 1
+    key = cell_type.astype(np.int64)
+    for code, many in ((batch, places), (perturbation != control, 2), (perturbation, whats)):
+        key *= many
+        key += code
+    order = np.argsort(key, kind="stable")  # so the file's order decides before the shuffle
+    key = key[order]
     first = np.ones(len(order), dtype=bool)
-    first[1:] = (sorted_keys[:, 1:] != sorted_keys[:, :-1]).any(axis=0)
+    np.not_equal(key[1:], key[:-1], out=first[1:])
     start = np.flatnonzero(first).astype(np.int64)
     size = np.diff(np.append(start, len(order)))
-    codes = sorted_keys[:, start]
-    for row, count, (kind, place, _, what) in zip(start, size, codes.T, strict=True):
-        # Raw Philox words, ranked: a library's own shuffle may change its stream between versions.
-        words = np.random.Philox(key=[seed, 0], counter=[0, kind, place, what]).random_raw(int(count))
-        order[row : row + count] = order[row : row + count][np.argsort(words, kind="stable")]
+    codes = np.stack(np.unravel_index(key[start], (int(cell_type.max()) + 1, places, 2, whats)))
+    _shuffle(order, start, size, folded(fold(seed, ROWS), codes[0], codes[1], codes[3]))
     is_control = codes[2] == 0
     serving, fallback = resolve_controls(codes[0], codes[1], is_control, size)
     return order, Groups(
@@ -86,7 +99,18 @@ def group_cells(
         control=serving,
         fallback=fallback,
         split=np.full(len(start), -1, dtype=np.int8),
+        pointer=np.zeros(len(start), dtype=np.int64),
     )
+
+
+def _shuffle(order: np.ndarray, start: np.ndarray, size: np.ndarray, keys: np.ndarray) -> None:
+    """Puts the rows of every group in the random order of its key, in place; many small groups at once."""
+    cuts = np.flatnonzero(np.diff(start // AT_ONCE)) + 1
+    for low, high in zip([0, *cuts], [*cuts, len(start)]):
+        inside = slice(start[low], start[high - 1] + size[high - 1])
+        whose = np.repeat(np.arange(high - low), size[low:high])
+        place = np.arange(len(whose)) - (start[low:high] - start[low])[whose]
+        order[inside] = order[inside][np.lexsort((words_at(keys[low:high][whose], place), whose))]
 
 
 def resolve_controls(
@@ -101,17 +125,15 @@ def resolve_controls(
     controls = np.flatnonzero(is_control)
     if not len(controls):
         raise ValueError("no control group at all")
-    serving = np.empty(len(cell_type), dtype=np.int32)
-    rule = np.empty(len(cell_type), dtype=np.int8)
     by_size = controls[np.argsort(-size[controls], kind="stable")]
-    largest: dict[tuple, int] = {}
-    for group in by_size.tolist():
-        kind, place = int(cell_type[group]), int(batch[group])
-        for key in ((0, kind, place), (1, place), (2, kind), (3,)):
-            largest.setdefault(key, group)
-    for group, (kind, place) in enumerate(zip(cell_type.tolist(), batch.tolist(), strict=True)):
-        for number, key in enumerate(((0, kind, place), (1, place), (2, kind), (3,))):
-            if key in largest:
-                serving[group], rule[group] = largest[key], number
-                break
+    serving = np.full(len(cell_type), by_size[0], dtype=np.int32)
+    rule = np.full(len(cell_type), 3, dtype=np.int8)
+    kinds, places = cell_type.astype(np.int64), batch.astype(np.int64)
+    context = kinds * (int(places.max()) + 1) + places
+    # From the last rule to the first: a better one overwrites.
+    for number, key in ((2, kinds), (1, places), (0, context)):
+        known, first = np.unique(key[by_size], return_index=True)
+        at = np.minimum(np.searchsorted(known, key), len(known) - 1)
+        found = known[at] == key
+        serving[found], rule[found] = by_size[first[at[found]]], number
     return serving, rule

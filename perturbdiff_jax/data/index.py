@@ -1,8 +1,9 @@
-"""Which groups a split holds, how many sets they make, and where a set of the endless stream lies.
+"""Which groups a split holds, and how they are cut: groups into pieces, pieces into sets, and runs of pieces are read
+together as segments.
 
-A group is the cells of one (cell type, batch, perturbation); it is cut into ceil(size / S) sets of S cells,
-the last of which is filled up. An epoch holds every set of every chosen group once. Nothing here draws or
-touches expression.
+A group is the cells of one (cell type, batch, perturbation); it gives ceil(size / S) sets of S cells, the last of which
+is filled up. Larger groups are shuffled and read in pieces of whole sets; small ones that lie one after the other are
+read as one segment. An epoch holds every set of every chosen group once. Nothing here draws or touches expression.
 """
 
 import dataclasses
@@ -12,16 +13,21 @@ import numpy as np
 from perturbdiff_jax.data.conditions import SPLITS
 from perturbdiff_jax.errors import RequestError, unknown
 
+PIECE_CELLS = 65_536  # cells of a group that are shuffled among each other, at most
+SEGMENT_CELLS = 4_096  # cells read together, at least: tiny groups one by one would be fifty times as slow
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SetIndex:
-    """The N chosen groups, with prefix sums over their sets."""
+    """The P pieces of the chosen groups in the store's order, with prefix sums over their sets."""
 
     cells_per_set: int
-    group: np.ndarray  # [N] int64, number of the group in the store's table
-    start: np.ndarray  # [N] int64, first cell of the group in the store
-    size: np.ndarray  # [N] int64, cells used of the group
-    first_set: np.ndarray  # [N + 1] int64, prefix sums of the groups' set counts
+    group: np.ndarray  # [P] int64, number of the group in the store's table
+    offset: np.ndarray  # [P] int64, cells of the group in the pieces before
+    size: np.ndarray  # [P] int64, cells of the piece; all but a group's last piece are whole sets
+    used: np.ndarray  # [P] int64, cells used of the whole group
+    first_set: np.ndarray  # [P + 1] int64, prefix sums of the pieces' set counts
+    first_piece: np.ndarray  # [Q + 1] int64, where the Q segments begin
 
     @property
     def n_cells(self) -> int:
@@ -45,16 +51,11 @@ class SetIndex:
             number: int or int array, 0 <= number < n_sets.
 
         Returns:
-            (position of the group among the chosen ones, number of the set inside its group), shaped like
-            `number`.
+            (piece, number of the set inside its piece), shaped like `number`.
         """
         number = np.asarray(number, np.int64)
-        position = np.searchsorted(self.first_set, number, side="right") - 1
-        return position, number - self.first_set[position]
-
-    def epoch_of(self, number) -> tuple[np.ndarray, np.ndarray]:
-        """(epoch, place in that epoch's order) of sets numbered along the endless stream of epochs."""
-        return np.divmod(np.asarray(number, np.int64), self.n_sets)
+        piece = np.searchsorted(self.first_set, number, side="right") - 1
+        return piece, number - self.first_set[piece]
 
 
 def index_sets(
@@ -65,6 +66,8 @@ def index_sets(
     with_controls: bool = False,
     min_cells: int = 1,
     max_cells: int | None = None,
+    piece_cells: int = PIECE_CELLS,
+    segment_cells: int = SEGMENT_CELLS,
     name: str = "store",
 ) -> SetIndex:
     """Chooses the groups of a split and counts their sets.
@@ -77,6 +80,8 @@ def index_sets(
         min_cells: smaller groups are left out.
         max_cells: only the first cells of a larger group are used (rows of a group lie in random order in a
             store, so they are a random sample of it).
+        piece_cells: larger groups are cut into pieces of at most so many cells (and of at least one set).
+        segment_cells: neighbouring groups are joined until they have so many cells.
         name: what to call the store in a message.
 
     Raises:
@@ -88,6 +93,8 @@ def index_sets(
         ("cells_per_set", cells_per_set),
         ("min_cells", min_cells),
         ("max_cells", max_cells),
+        ("piece_cells", piece_cells),
+        ("segment_cells", segment_cells),
     ):
         if value is not None and value < 1:
             raise RequestError(f"{field} = {value}: must be at least 1.")
@@ -103,15 +110,37 @@ def index_sets(
             f"{name}: no group of the split {split!r} has min_cells = {min_cells} cells.\n"
             f"The largest one has {sizes[wanted].max()}."
         )
-    size = sizes[chosen] if max_cells is None else np.minimum(sizes[chosen], max_cells)
-    sets = -(-size // cells_per_set)
+    used = sizes[chosen] if max_cells is None else np.minimum(sizes[chosen], max_cells)
+    n = cells_per_set
+    sets = -(-used // n)
+    pieces = -(-sets // max(1, piece_cells // n))
+    of_group = np.repeat(np.arange(len(chosen)), pieces)
+    part = np.arange(len(of_group)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    # Pieces of nearly equal numbers of sets, so that none is a small rest.
+    first = part * sets[of_group] // pieces[of_group]
+    last = (part + 1) * sets[of_group] // pieces[of_group]
+    size = np.minimum(last * n, used[of_group]) - first * n
     return SetIndex(
-        cells_per_set=cells_per_set,
-        group=chosen.astype(np.int64),
-        start=np.asarray(groups.start, np.int64)[chosen],
+        cells_per_set=n,
+        group=chosen[of_group].astype(np.int64),
+        offset=first * n,
         size=size,
-        first_set=np.concatenate([[0], np.cumsum(sets)]).astype(np.int64),
+        used=used[of_group],
+        first_set=np.concatenate([[0], np.cumsum(last - first)]).astype(np.int64),
+        first_piece=_segments(size, pieces[of_group] > 1, segment_cells),
     )
+
+
+def _segments(size: np.ndarray, is_part: np.ndarray, least: int) -> np.ndarray:
+    """First piece of every segment, and the number of pieces at the end; a part of a group is a segment alone."""
+    before = np.concatenate([[0], np.cumsum(size)])
+    parts = np.append(np.flatnonzero(is_part), len(size))
+    borders = [0]
+    while (begin := borders[-1]) < len(size):
+        full = int(np.searchsorted(before, before[begin] + least))
+        part = int(parts[np.searchsorted(parts, begin)])
+        borders.append(begin + 1 if part == begin else min(full, part, len(size)))
+    return np.array(borders, np.int64)
 
 
 def _census(groups) -> str:

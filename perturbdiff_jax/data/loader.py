@@ -1,85 +1,32 @@
-"""Batches of cell sets: `batch = source[step]`, a pure function of (store, seed, step).
+"""Batches of cell sets: `batch = source[step]`, a pure function of (store, options, seed, step).
 
-Nothing here has a position to save: a run resumes by asking for the next step, and grain (threads of this
-process) only asks ahead. This file holds the resident tier, whose expression lies in memory as one CSR matrix
-and is densified on the host; which rows are asked for is the sampler's matter.
+Nothing here has a position to save: a run resumes by asking for the next step, and grain (threads of this process) only
+asks ahead. Which cells are drawn is decided by lanes.py and sampler.py, alike whether the store lies in memory
+(resident) or is read while training (streamed), and on however many hosts.
 """
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 
 import numpy as np
-import scipy.sparse as sp
 
-from perturbdiff_jax.array_types import Batch
+from perturbdiff_jax.array_types import Batch, PackedBatch
 from perturbdiff_jax.data.index import index_sets
-from perturbdiff_jax.data.pairing import find_pairing
-from perturbdiff_jax.data.sampler import Plan, Sampler
-from perturbdiff_jax.errors import RequestError
+from perturbdiff_jax.data.lanes import Lanes, lane_count
+from perturbdiff_jax.data.sampler import Draw
+from perturbdiff_jax.data.set_stream import AS_THE_STORE, Reach, SetStream
+from perturbdiff_jax.data.tiers import ResidentCells
+from perturbdiff_jax.errors import RequestError, unknown
+
+GROUPINGS = ("context", "cell_type", "pretraining")
 
 
-class ResidentCells:
-    """All cells of a store in memory, divided by the divisor once. Sources of one store can share it."""
-
-    def __init__(self, store, *, divisor: float = 10.0):
-        matrix = store.load()
-        self.divisor = float(divisor)
-        # A new data array: the store may keep and hand out its own.
-        values = np.divide(matrix.data, np.float32(divisor), dtype=np.float32)
-        self._matrix = sp.csr_matrix((values, matrix.indices, matrix.indptr), shape=matrix.shape, copy=False)
-
-    def dense(self, rows: np.ndarray) -> np.ndarray:
-        """Expression of cells by row number: [...] int -> [..., G] float32, log1p / divisor."""
-        out = np.empty((rows.size, self._matrix.shape[1]), np.float32)
-        self._matrix[rows.reshape(-1)].toarray(out=out)
-        return out.reshape(*rows.shape, -1)
-
-
-class _Sets:
-    """What the endless and the ordered source share: choosing rows, densifying them, adding the codes."""
-
-    def __init__(self, store, index, sampler, *, sets_per_batch, divisor, pairing, cells):
-        if sets_per_batch < 1:
-            raise RequestError(f"sets_per_batch = {sets_per_batch}: must be at least 1.")
-        if cells is not None and cells.divisor != float(divisor):
-            raise ValueError(f"cells were divided by {cells.divisor}, this source asks for {divisor}")
-        self.index, self.sets_per_batch = index, sets_per_batch
-        self._sampler, self._groups = sampler, store.groups
-        self._pairing = find_pairing(pairing)
-        self.cells = ResidentCells(store, divisor=divisor) if cells is None else cells
-
-    @property
-    def n_cells(self) -> int:
-        """Perturbed cells that have mask 1 in an epoch."""
-        return self.index.n_cells
-
-    @property
-    def n_sets(self) -> int:
-        """Sets in an epoch."""
-        return self.index.n_sets
-
-    @property
-    def padding_share(self) -> float:
-        """Share of an epoch's cells that only fill sets up, 0 to 1."""
-        return self.index.padding_share
-
-    def __len__(self) -> int:
-        """Batches that it takes to see every cell: ceil(n_sets / sets_per_batch)."""
-        return -(-self.n_sets // self.sets_per_batch)
-
-    def _batch(self, plan: Plan) -> Batch:
-        perturbed, control = self.cells.dense(plan.rows), self.cells.dense(plan.control_rows)
-        control = self._pairing(perturbed, control)
-        codes = (getattr(self._groups, name)[plan.group] for name in ("perturbation", "cell_type", "batch"))
-        return Batch(perturbed, control, *(np.asarray(code, np.int32) for code in codes), plan.mask)
-
-
-class SetSource(_Sets):
+class SetSource(SetStream):
     """The endless training stream: `source[step]` for any step >= 0, in any order, fixed by the seed.
 
-    Batch k holds the sets k*B..(k+1)*B-1 of the stream of epochs, so batches run on across epochs and all
-    have the same shape. In an epoch every cell of the split appears exactly once with mask 1; see sampler.py
-    for the draws.
+    All batches have the same shape and run on across epochs. In an epoch every cell of the split appears exactly once
+    with mask 1; see lanes.py for the order of sets and sampler.py for the draws. Safe to ask from several threads.
     """
 
     def __init__(
@@ -94,43 +41,85 @@ class SetSource(_Sets):
         train_on_controls: bool = False,
         min_cells: int = 1,
         pairing: str = "random",
+        group_by: str = "context",
+        tier: str = "auto",
+        memory: float = 4.0,
+        control_memory: float = 1.0,
+        densify: str = "host",
+        process: tuple[int, int] = (0, 1),
+        blocks: int = 1,
         cells: ResidentCells | None = None,
+        reach: Reach = AS_THE_STORE,
     ):
-        """Loads the store's cells unless `cells` brings them.
+        """Loads the store's cells in the resident tier unless `cells` brings them.
 
         Args:
             store: an open Store.
             split: "train", "validation", "test" or "control" (the control groups alone).
             cells_per_set: S.
-            sets_per_batch: B.
+            sets_per_batch: B, of all processes together.
             seed: any integer.
             divisor: log1p expression is divided by it.
-            train_on_controls: control groups are targets as well, under the control label's code; their
-                control cells come from the same group.
+            train_on_controls: control groups are targets as well, under the control label's code; their control cells
+                come from the same group.
             min_cells: groups with fewer cells are left out (they are mostly filling when S is large; see
                 `padding_share`). The default leaves out none.
             pairing: "random", or "matched" (least squared distance inside the set).
-            cells: expression shared with another source of the same store.
+            group_by: what the cells of a set share: "context" (perturbation, cell type, batch), "cell_type"
+                (perturbation, cell type) or "pretraining" (cell type).
+            tier: "resident", "streamed", or "auto": resident if the store's bytes fit `memory`.
+            memory, control_memory: GiB of cells; the latter for the control cells of an epoch.
+            densify: "host" gives Batch, "device" PackedBatch.
+            process: (number of this process, number of processes): the batch is this process's share of the sets.
+            blocks: D of a PackedBatch, the devices of this process.
+            cells: the `cells` of another source of the same store.
+            reach: how far cells are shuffled; for tests.
 
         Raises:
-            RequestError: unknown split or pairing, a split without cells.
+            RequestError: unknown name, a split without cells, a number out of range, or processes or devices that do
+                not divide the batch.
         """
+        if group_by not in GROUPINGS:
+            raise unknown("group_by", group_by, GROUPINGS)
+        if group_by != "context":
+            from perturbdiff_jax.data.store_view import regroup
+
+            store = regroup(store, group_by)
+        reach = reach.settled(store)
         index = index_sets(
             store.groups,
             split=split,
             cells_per_set=cells_per_set,
             with_controls=train_on_controls,
             min_cells=min_cells,
+            piece_cells=reach.piece,
+            segment_cells=reach.segment,
             name=store.path,
         )
-        sampler = Sampler(store.groups, index, seed=seed)
+        lanes = Lanes(index.n_sets, lane_count(sets_per_batch))
+        number, processes = process
+        if not 0 <= number < processes or lanes.count % processes or sets_per_batch // processes % blocks:
+            raise RequestError(
+                f"sets_per_batch = {sets_per_batch} cannot be shared by {processes} processes with {blocks} devices "
+                f"each.\nThe processes must divide {lanes.count}."
+            )
+        share = lanes.count // processes
+        self.lanes_here = range(number * share, (number + 1) * share)
         super().__init__(
             store,
             index,
-            sampler,
+            lanes,
             sets_per_batch=sets_per_batch,
+            seed=seed,
+            shuffle=True,
+            reach=reach,
             divisor=divisor,
             pairing=pairing,
+            tier=tier,
+            memory=memory,
+            control_memory=control_memory,
+            densify=densify,
+            blocks=blocks,
             cells=cells,
         )
 
@@ -139,16 +128,17 @@ class SetSource(_Sets):
         """n_sets / sets_per_batch; not rounded, because batches run on across epochs."""
         return self.n_sets / self.sets_per_batch
 
-    def plan(self, step: int) -> Plan:
-        """The rows of a step's batch, before pairing."""
+    def draw(self, step: int) -> Draw:
+        """The cells of a step's batch, before pairing."""
         if step < 0:
             raise IndexError(f"step {step}: must be >= 0")
-        return self._sampler.plan(int(step) * self.sets_per_batch, self.sets_per_batch)
+        each = self.sets_per_batch // self.lanes.count
+        return self.sets([(lane, int(step) * each, each) for lane in self.lanes_here])
 
-    def __getitem__(self, step: int) -> Batch:
-        return self._batch(self.plan(step))
+    def __getitem__(self, step: int) -> Batch | PackedBatch:
+        return self.batcher.batch(self.draw(step))
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | PackedBatch]:
         """Endless, from step 0."""
         step = 0
         while True:
@@ -156,30 +146,24 @@ class SetSource(_Sets):
             step += 1
 
 
-class OrderedSets(_Sets):
+class OrderedSets(SetStream):
     """A split once, in the store's order: every cell exactly once with mask 1. For validation and test.
 
-    Batches all have the same shape; the last one is filled up with sets that have mask 0 throughout. Control
-    cells and fillings are drawn from the seed and are the same on every pass.
+    Batches all have the same shape; the last one is filled up with sets that have mask 0 throughout. Control cells and
+    fillings are drawn from the seed and are the same on every pass.
     """
 
-    def plan(self, number: int) -> Plan:
-        """The rows of batch `number`, before pairing. Raises IndexError past the end."""
+    def draw(self, number: int) -> Draw:
+        """The cells of batch `number`, before pairing. Raises IndexError past the end."""
         if not 0 <= number < len(self):
             raise IndexError(f"batch {number} of {len(self)}")
-        plan = self._sampler.plan(number * self.sets_per_batch, self.sets_per_batch)
-        beyond = number * self.sets_per_batch + np.arange(self.sets_per_batch) >= self.n_sets
-        return Plan(
-            plan.group,
-            plan.rows,
-            plan.control_rows,
-            np.where(beyond[:, None], 0, plan.mask).astype(np.float32),
-        )
+        draw = self.sets([(0, number * self.sets_per_batch, self.sets_per_batch)], stop=self.n_sets)
+        return dataclasses.replace(draw, mask=draw.mask * (draw.epoch == 0).astype(np.float32)[:, None])
 
-    def __getitem__(self, number: int) -> Batch:
-        return self._batch(self.plan(number))
+    def __getitem__(self, number: int) -> Batch | PackedBatch:
+        return self.batcher.batch(self.draw(number))
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | PackedBatch]:
         return (self[number] for number in range(len(self)))
 
 
@@ -193,25 +177,51 @@ def ordered(
     divisor: float = 10.0,
     max_cells: int | None = None,
     pairing: str = "random",
+    tier: str = "auto",
+    memory: float = 4.0,
+    control_memory: float = 1.0,
+    densify: str = "host",
+    blocks: int = 1,
     cells: ResidentCells | None = None,
+    reach: Reach = AS_THE_STORE,
 ) -> OrderedSets:
     """The cells of a split once, in order; `max_cells` keeps only the first cells of each larger group.
 
-    Rows of a group lie in random order in a store, so the first ones are a random sample. The other arguments
-    and the errors are those of SetSource; `source.plan(i)` tells which cells batch i holds.
+    Rows of a group lie in random order in a store, so the first ones are a random sample. The other arguments and the
+    errors are those of SetSource; `source.draw(i)` tells which cells batch i holds.
     """
+    reach = reach.settled(store)
     index = index_sets(
-        store.groups, split=split, cells_per_set=cells_per_set, max_cells=max_cells, name=store.path
+        store.groups,
+        split=split,
+        cells_per_set=cells_per_set,
+        max_cells=max_cells,
+        piece_cells=reach.piece,
+        segment_cells=reach.segment,
+        name=store.path,
     )
-    sampler = Sampler(store.groups, index, seed=seed, shuffle=False)
     return OrderedSets(
-        store, index, sampler, sets_per_batch=sets_per_batch, divisor=divisor, pairing=pairing, cells=cells
+        store,
+        index,
+        Lanes(index.n_sets, 1),
+        sets_per_batch=sets_per_batch,
+        seed=seed,
+        shuffle=False,
+        reach=reach,
+        divisor=divisor,
+        pairing=pairing,
+        tier=tier,
+        memory=memory,
+        control_memory=control_memory,
+        densify=densify,
+        blocks=blocks,
+        cells=cells,
     )
 
 
 def prefetch(
     source, start_step: int = 0, *, stop_step: int | None = None, num_threads: int = 1, buffer: int = 2
-) -> Iterator[tuple[int, Batch]]:
+) -> Iterator[tuple[int, Batch | PackedBatch]]:
     """(step, source[step]) for start_step, start_step + 1, ..., computed ahead by grain in threads.
 
     Args:

@@ -14,17 +14,22 @@ def random(perturbed: np.ndarray, control: np.ndarray) -> np.ndarray:
     return control
 
 
-def matched(perturbed: np.ndarray, control: np.ndarray) -> np.ndarray:
-    """The pairing with the least sum of squared distances: exact optimal transport inside every set.
+def matched_order(perturbed: np.ndarray, control: np.ndarray) -> np.ndarray:
+    """Which control cell belongs beside each perturbed cell of one set: [S, G] twice -> [S] int64.
 
+    The pairing with the least sum of squared distances: exact optimal transport inside the set.
     |x - y|^2 = |x|^2 + |y|^2 - 2 x.y, and the first two terms add the same amount to every pairing, so only
     the inner products decide. (No difference of large numbers, so float32 is enough. Near-ties may fall
     differently with another BLAS: the stream is pinned across machines for `random` only.)
     """
+    return linear_sum_assignment(perturbed @ control.T, maximize=True)[1]
+
+
+def matched(perturbed: np.ndarray, control: np.ndarray) -> np.ndarray:
+    """Optimal transport inside every set."""
     paired = np.empty_like(control)
     for x, y, out in zip(perturbed, control, paired):
-        _, order = linear_sum_assignment(x @ y.T, maximize=True)
-        np.take(y, order, axis=0, out=out)
+        np.take(y, matched_order(x, y), axis=0, out=out)
     return paired
 
 

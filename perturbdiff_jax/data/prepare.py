@@ -1,57 +1,45 @@
 """`perturbdiff prepare`: h5ad files -> checked, normalised, grouped, split -> a store.
 
-The story in order: read and check every file, name the groups, split them, choose genes on training and
-control cells only, write the store in group order, print a table. Nothing is left behind when a step refuses.
+The story in order: read who the cells are, name the groups, split them; look at every number and choose genes on
+training and control cells only; scatter the rows into parts in the store's order and gather them, shard by shard; print
+a table. Memory is bounded, whatever the number of cells. A refusal leaves nothing behind, a killed run leaves
+what the next one can use.
 """
 
+from __future__ import annotations
+
 import dataclasses
+import hashlib
 import pathlib
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from perturbdiff_jax.data import genes as gene_choice
-from perturbdiff_jax.data.cells import Cells, read_cells, select_columns
 from perturbdiff_jax.data.conditions import CONTROL, TRAIN, Conditions
+from perturbdiff_jax.data.gene_columns import GeneColumns, gene_columns
 from perturbdiff_jax.data.groups import Groups, group_cells
-from perturbdiff_jax.data.labels import Labels, read_labels
+from perturbdiff_jax.data.labels import ROLES, Labels, read_labels, store_obs
+from perturbdiff_jax.data.prepare_gather import gather, scatter
+from perturbdiff_jax.data.prepare_journal import Workplace, fingerprint
+from perturbdiff_jax.data.prepare_options import UNSEEN, check_options
+from perturbdiff_jax.data.prepare_options import PrepareOptions as PrepareOptions
+from perturbdiff_jax.data.prepare_scan import TASK, Crew, Survey, stretches, survey
 from perturbdiff_jax.data.prepare_table import table
+from perturbdiff_jax.data.prepare_workers import Workers
 from perturbdiff_jax.data.splits import Assignment, assign
 from perturbdiff_jax.data.store import Store
-from perturbdiff_jax.data.store_writer import StoreWriter, check_output, new_directory
-from perturbdiff_jax.data.values import ENCODINGS
-from perturbdiff_jax.errors import RequestError, shorten, unknown
+from perturbdiff_jax.data.store_writer import check_output
+from perturbdiff_jax.errors import RequestError
 
-BLOCK_ROWS = 8192  # cells gathered at once for statistics and for writing
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PrepareOptions:
-    """What `prepare` is asked for; the command line's options under the same names.
-
-    `holdout` is splits.hold_out's rule, {"fraction", "context", "validation_fraction", "seed"}. Of hvg, genes
-    and all_genes the later ones win: `all_genes`, then `genes`, then `hvg`. hvg None means all genes. `seed`
-    orders the cells inside groups. `cells_per_set` only serves the table.
-    """
-
-    perturbation_key: str
-    control: str
-    cell_type_key: str | None = None
-    batch_key: str | None = None
-    dose_key: str | None = None
-    layer: str | None = None
-    values: str = "auto"
-    total_key: str | None = None
-    target_sum: float = 1e4
-    hvg: int | None = 2000
-    genes: str | None = None
-    all_genes: bool = False
-    split: str | None = None
-    holdout: dict | None = None
-    seed: int = 0
-    cells_per_set: int = 32
-    overwrite: bool = False
+PARALLEL = 16 * 1024 * 1024  # numbers from which on starting processes pays
+WORKER_BYTES = 320 * 1024 * 1024  # memory that a worker needs
+HELD_BYTES = 12  # memory for each number when all cells are held at once
+SPILLED_BYTES = 10  # room on the disk for each number, at most: its part and its place in the store
+CELL_BYTES = 120  # memory for each cell all the time: labels, orders and pointers
 
 
 def prepare(
@@ -61,168 +49,171 @@ def prepare(
     *,
     echo: Callable[[str], None] = print,
 ) -> Store:
-    """Writes the store `output` from h5ad files with one and the same set of genes, and opens it.
+    """Writes the store `output` (a folder or URL) from h5ad files, and opens it.
 
-    Counts are stored as they are with a float32 scale, target_sum / total, where total is obs[total_key] or
-    the cell's sum over ALL genes of its file; log1p values are stored as float32. `echo` gets progress and
-    the closing table. Raises RequestError for wrong input; then nothing is written.
+    Counts are stored as they are with a float32 scale, target_sum / total, where total is obs[total_key] or the cell's
+    sum over ALL genes of its file. Log1p values are stored as the counts they were made from, with the scale that gives
+    them back, if every cell allows it, otherwise as float32. Files may differ in their genes (gene_columns.py). `echo`
+    gets progress and the closing table. Raises RequestError for wrong input; then nothing is written.
     """
+    check_options(inputs, options)
+    if "://" in str(output):
+        return _prepare_remote(inputs, str(output), options, echo)
     output = pathlib.Path(output)
-    _check_options(inputs, options)
     check_output(output, overwrite=options.overwrite)
     labels = read_labels(inputs, options)
-    vocabularies, order, groups, assignment = _group(labels, options)
+    _check_memory(len(labels), options)
+    order, groups, assignment = _group(labels, options)
     for note in assignment.notes:
         echo(note)
-    listed = _listed_genes(labels, options, echo)
-    cells = read_cells(inputs, labels.genes, options, echo=echo)
-    columns, origin = listed or _variable_genes(cells, order, groups, options, echo)
-    obs = labels.obs(order, vocabularies, options)
-    facts = {
-        "keys": {
-            "perturbation": options.perturbation_key,
-            "cell_type": options.cell_type_key,
-            "batch": options.batch_key,
-            "dose": options.dose_key,
-        },
+    columns = gene_columns(labels, options, echo)
+    parts, matrices, numbers = stretches(labels, options)
+    processes = min(options.workers, len(parts), max(1, options.memory // WORKER_BYTES))
+    processes = processes if numbers >= PARALLEL else 1
+    keeping = processes > 1 or numbers * HELD_BYTES + len(labels) * CELL_BYTES > options.memory
+    with (
+        Workplace(output, needed=numbers * SPILLED_BYTES, echo=echo) as place,
+        Workers(processes, lock=place.lock) as workers,
+    ):
+        place.begin(_plan(labels, order, groups, columns, options))
+        if not place.is_written:
+            crew = Crew(workers, place, keeping or place.holds_results, echo)
+            seen = survey(parts, matrices, labels, columns, _counted(order, groups, columns), options, crew)
+            if columns.origin is None:
+                columns = _variable(columns, seen, options, echo)
+            ordered = scatter(parts, labels, columns, seen, order, options, crew)
+            obs = store_obs(labels, order, options)
+            writer = gather(ordered, place.new_store(), columns.names, obs, seen, options, crew)
+            facts = _facts(labels, groups, assignment, seen, columns, options)
+            writer.finish({**facts, "sources": _sources(labels, seen)})
+        place.finish(overwrite=options.overwrite)
+    store = Store.open(output)
+    for line in table(store, cells_per_set=options.cells_per_set, genes_from=store.manifest["genes_from"]):
+        echo(line)
+    return store
+
+
+def _counted(order: np.ndarray, groups: Groups, columns: GeneColumns) -> np.ndarray | None:
+    """The cells that highly variable genes are chosen by, bool [cells in the files' order]; None: no choice."""
+    if columns.origin is not None:
+        return None
+    counted = np.empty(len(order), dtype=bool)
+    counted[order] = np.repeat(np.isin(groups.split, (TRAIN, CONTROL)), groups.size)
+    return counted
+
+
+def _prepare_remote(
+    inputs: Sequence[str | pathlib.Path], url: str, options: PrepareOptions, echo: Callable[[str], None]
+) -> Store:
+    """Prepares in a folder of this machine, the same for the same URL so that a killed run goes on, and copies."""
+    from perturbdiff_jax.data.store_copy import check_target, copy_store
+
+    check_target(url, overwrite=options.overwrite)
+    scratch = pathlib.Path(options.scratch or tempfile.gettempdir())
+    folder = scratch / f"perturbdiff-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+    prepare(inputs, folder / "store", dataclasses.replace(options, overwrite=True), echo=echo)
+    try:
+        copy_store(folder / "store", url, overwrite=options.overwrite, echo=echo)
+    except BaseException:
+        echo(f"{url}: not copied; the whole store is in {folder / 'store'}.")
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    return Store.open(url)
+
+
+def _check_memory(cells: int, options: PrepareOptions) -> None:
+    if cells * CELL_BYTES > options.memory:
+        raise RequestError(
+            f"--memory {options.memory / 2**30:.1f} GiB: the labels of {cells:,} cells alone take "
+            f"{cells * CELL_BYTES / 2**30:.1f} GiB.\nGive more, or prepare some files at a time and --merge the stores."
+        )
+
+
+def _group(labels: Labels, options: PrepareOptions) -> tuple[np.ndarray, Groups, Assignment]:
+    # The control's name comes first among the perturbations: its code is 0.
+    coded = {role: getattr(labels, role) for role in ROLES}
+    order, groups = group_cells(*(coded[role].codes for role in ROLES), control=0, seed=options.seed)
+    named = {role: [coded[role].names[code] for code in getattr(groups, role)] for role in ROLES}
+    columns = {role: getattr(options, f"{role}_key") for role in ROLES if getattr(options, f"{role}_key")}
+    conditions = Conditions(**named, control=options.control, columns=columns)
+    assignment = assign(conditions, split=options.split, holdout=options.holdout)
+    return order, dataclasses.replace(groups, split=assignment.codes), assignment
+
+
+def _plan(
+    labels: Labels,
+    order: np.ndarray,
+    groups: Groups,
+    columns: GeneColumns,
+    options: PrepareOptions,
+) -> dict[str, Any]:
+    """All that the working folder's contents depend on."""
+    wishes = {name: value for name, value in dataclasses.asdict(options).items() if name not in UNSEEN}
+    digest = hashlib.sha256("\n".join(columns.names).encode())
+    for array in (order, groups.split, groups.size, *columns.places):
+        digest.update(np.ascontiguousarray(array).view(np.uint8))
+    if labels.total is not None:
+        digest.update(labels.total.view(np.uint8))
+    return {
+        "version": 1,
+        "options": wishes,
+        "sources": labels.prints,
+        "task": TASK,
+        "cells": digest.hexdigest(),
+    }
+
+
+def _variable(
+    columns: GeneColumns, seen: Survey, options: PrepareOptions, echo: Callable[[str], None]
+) -> GeneColumns:
+    """Highly variable genes only."""
+    chosen = np.flatnonzero(gene_choice.highly_variable(seen.moments, options.hvg))
+    if len(chosen) < options.hvg:
+        echo(
+            f"{options.hvg:,} highly variable genes asked for, {len(chosen):,} vary over the training cells."
+        )
+    if len(chosen) > options.hvg:
+        echo(f"{options.hvg:,} highly variable genes asked for, {len(chosen):,} kept: some tie at the cut.")
+    return columns.keep(chosen, f"highly variable, over {seen.moments.cells:,} training and control cells")
+
+
+def _sources(labels: Labels, seen: Survey) -> list[dict]:
+    """What the manifest says about the files; RequestError for one that is no longer what was read."""
+    sources = []
+    for number, (path, was) in enumerate(zip(labels.files, labels.prints, strict=True)):
+        if fingerprint(path) != was:
+            raise RequestError(f"{path}: has changed while it was read. Run prepare again.")
+        own = labels.of_file(number)
+        facts = {"path": path, "cells": own.stop - own.start, "bytes": was["bytes"]}
+        sources.append({**facts, "sha256": seen.sha256[number], "matrix": seen.matrices[number]})
+    return sources
+
+
+def _facts(
+    labels: Labels,
+    groups: Groups,
+    assignment: Assignment,
+    seen: Survey,
+    columns: GeneColumns,
+    options: PrepareOptions,
+) -> dict[str, Any]:
+    """The manifest, but for what the writer knows."""
+    return {
+        "n_cells": len(labels),
+        "keys": {role: getattr(options, f"{role}_key") for role in (*ROLES, "dose")},
         "control": options.control,
-        "perturbations": vocabularies["perturbation"],
-        "cell_types": vocabularies["cell_type"],
-        "batches": vocabularies["batch"],
+        "perturbations": labels.perturbation.names,
+        "cell_types": labels.cell_type.names,
+        "batches": labels.batch.names,
         "groups": groups.to_json(),
         "split": assignment.info,
-        "sources": cells.sources,
+        "genes_from": columns.origin,
         "seed": options.seed,
         "values": {
-            "encoding": cells.encoding,
+            "encoding": seen.stored_as,
+            "recovered": seen.recovered,
             "target_sum": options.target_sum,
             "total_key": options.total_key,
             "log": "log1p",
         },
     }
-    with new_directory(output, overwrite=options.overwrite) as folder:
-        _write(folder, cells, order, columns, labels.genes[columns].tolist(), obs, facts)
-    store = Store.open(output)
-    for line in table(store, cells_per_set=options.cells_per_set, genes_from=origin):
-        echo(line)
-    return store
-
-
-def _check_options(inputs: Sequence, options: PrepareOptions) -> None:
-    if not inputs:
-        raise RequestError("--input: no file given.")
-    paths = [pathlib.Path(path).resolve() for path in inputs]
-    again = [str(path) for path in paths if paths.count(path) > 1]
-    if again:
-        raise RequestError(f"--input: {again[0]} is given twice; its cells would count twice.")
-    if options.values not in ("auto", *ENCODINGS):
-        raise unknown("--values", options.values, ("auto", *ENCODINGS))
-    if not (np.isfinite(options.target_sum) and options.target_sum > 0):
-        raise RequestError(f"--target-sum {options.target_sum}: allowed is a number above 0.")
-    if options.hvg is not None and options.hvg < 1:
-        raise RequestError(f"--hvg {options.hvg}: allowed are 1 or more genes.")
-    if options.cells_per_set < 1:
-        raise RequestError(f"cells per set {options.cells_per_set}: allowed is 1 or more.")
-    if options.seed < 0:
-        raise RequestError(f"seed {options.seed}: allowed is 0 or more.")
-    keys = [options.perturbation_key, options.cell_type_key, options.batch_key, options.dose_key]
-    given = [key for key in keys if key]
-    twice = {key for key in given if given.count(key) > 1}
-    if twice:
-        raise RequestError(f"column {twice.pop()!r} was given for two keys; allowed is one obs column each.")
-    taken = [key for key in given if key in ("source", "source_row")]
-    if taken:
-        raise RequestError(
-            f"column {taken[0]!r}: the store uses this name itself. Rename the column in the file."
-        )
-
-
-def _group(labels: Labels, options: PrepareOptions) -> tuple[dict, np.ndarray, Groups, Assignment]:
-    # The control's name comes first among the perturbations: its code is 0.
-    perturbed = sorted(set(labels.perturbation) - {options.control})
-    vocabularies = {
-        "perturbation": [options.control, *perturbed],
-        "cell_type": sorted(set(labels.cell_type)),
-        "batch": sorted(set(labels.batch)),
-    }
-    codes = {
-        role: pd.Index(names).get_indexer(pd.Index(getattr(labels, role)))
-        for role, names in vocabularies.items()
-    }
-    order, groups = group_cells(
-        codes["perturbation"], codes["cell_type"], codes["batch"], control=0, seed=options.seed
-    )
-    named = {role: [names[code] for code in getattr(groups, role)] for role, names in vocabularies.items()}
-    keys = {
-        "perturbation": options.perturbation_key,
-        "cell_type": options.cell_type_key,
-        "batch": options.batch_key,
-    }
-    columns = {role: key for role, key in keys.items() if key}
-    conditions = Conditions(**named, control=options.control, columns=columns)
-    assignment = assign(conditions, split=options.split, holdout=options.holdout)
-    return vocabularies, order, dataclasses.replace(groups, split=assignment.codes), assignment
-
-
-def _listed_genes(
-    labels: Labels, options: PrepareOptions, echo: Callable[[str], None]
-) -> tuple[np.ndarray, str] | None:
-    """(columns kept, in order; a phrase for the table) when no expression is needed to tell; None for HVG."""
-    present = len(labels.genes)
-    if options.genes is not None and not options.all_genes:
-        wanted = gene_choice.read_gene_list(options.genes)
-        columns = gene_choice.match_genes(
-            wanted, labels.genes, source=str(options.genes), file=labels.files[0]
-        )
-        lost = len(wanted) - len(columns)
-        if lost:
-            known = set(labels.genes)
-            names = shorten([name for name in wanted if name not in known], 5)
-            echo(f"{options.genes}: {lost} of {len(wanted)} genes are not in the data, left out: {names}.")
-        return columns, f"list {options.genes}"
-    if not options.all_genes and options.hvg is not None:
-        if options.hvg < present:
-            return None
-        if options.hvg > present:
-            echo(f"{options.hvg:,} highly variable genes asked for, the data have {present:,}: all are kept.")
-    return np.arange(present), "all"
-
-
-def _variable_genes(
-    cells: Cells, order: np.ndarray, groups: Groups, options: PrepareOptions, echo: Callable[[str], None]
-) -> tuple[np.ndarray, str]:
-    """The same for highly variable genes, chosen on training and control cells only."""
-    seen = np.repeat(np.isin(groups.split, (TRAIN, CONTROL)), groups.size)
-    # In the files' order, not the shuffled one: sums then round as scanpy's do, and ties fall the same way.
-    rows = np.sort(order[seen])
-    moments = gene_choice.Moments(cells.matrix.shape[1])
-    for start in range(0, len(rows), BLOCK_ROWS):
-        moments.add(cells.lognorm(rows[start : start + BLOCK_ROWS]))
-    columns = np.flatnonzero(gene_choice.highly_variable(moments, options.hvg))
-    if len(columns) < options.hvg:
-        echo(
-            f"{options.hvg:,} highly variable genes asked for, {len(columns):,} vary over the training cells."
-        )
-    if len(columns) > options.hvg:
-        echo(f"{options.hvg:,} highly variable genes asked for, {len(columns):,} kept: some tie at the cut.")
-    return columns, f"highly variable, over {len(rows):,} training and control cells"
-
-
-def _write(
-    folder: pathlib.Path,
-    cells: Cells,
-    order: np.ndarray,
-    columns: np.ndarray,
-    genes: list[str],
-    obs: pd.DataFrame,
-    facts: dict,
-) -> None:
-    chosen = select_columns(cells.matrix, columns)
-    counts = cells.encoding == "counts"
-    row_nnz = np.diff(chosen.indptr)[order]
-    writer = StoreWriter(folder, row_nnz=row_nnz, genes=genes, dtype=chosen.dtype, counts=counts)
-    writer.write_frames(obs)
-    for start in range(0, len(order), BLOCK_ROWS):
-        rows = order[start : start + BLOCK_ROWS]
-        writer.append(chosen[rows], cells.scale[rows] if counts else None)
-    writer.finish({"n_cells": len(order), **facts})

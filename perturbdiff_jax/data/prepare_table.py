@@ -28,6 +28,8 @@ def table(store: Store, *, cells_per_set: int, genes_from: str) -> list[str]:
     if values["encoding"] == "counts":
         total = f"column {values['total_key']!r}" if values["total_key"] else "row sums"
         kind = f"counts, log1p of {values['target_sum']:g} x count / total ({total})"
+    if values["recovered"]:
+        kind = "log1p values as given, stored as the counts that they were made from"
     split = manifest["split"]
     kinds = _many(len(store.cell_types), "cell type")
     rows = [

@@ -2,95 +2,85 @@
 
 Layout (written by store_writer.py):
     X/{data,indices,indptr}        CSR, sorted; counts as uint16/uint32 or log1p values as float32
+    X                              instead, where many counts are above 0: uint8 [cells, genes]
     obs, var                       keys and source row of every cell; gene names
     uns/perturbdiff/scale          float32 [cells], target_sum / total of the cell (counts only)
-    uns/perturbdiff/row_nnz        int32 [cells], stored values of the row
+    uns/perturbdiff/row_nnz        int32 [cells], stored values of the row (CSR only)
     manifest.json                  vocabularies, groups, split, checksums; "complete" is written last
-The two arrays of ours lie under uns because `anndata.read_zarr` refuses other members at the top.
+The two arrays of ours lie under uns because `anndata.read_zarr` refuses other members at the top. A folder
+with a manifest that lists parts is an index over other stores (store_merge.py).
 """
 
 import functools
-import hashlib
-import json
 import pathlib
-import warnings
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 
-import anndata
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import tensorstore as ts
 
 from perturbdiff_jax.data.conditions import SPLITS as SPLITS
 from perturbdiff_jax.data.groups import FALLBACKS as FALLBACKS
 from perturbdiff_jax.data.groups import Groups
-from perturbdiff_jax.data.values import normalise
+from perturbdiff_jax.data.location import Location, locate, reason
+from perturbdiff_jax.data.store_face import StoreFace
+from perturbdiff_jax.data.store_fetch import Fetch
+from perturbdiff_jax.data.store_manifest import EXTRA as EXTRA
+from perturbdiff_jax.data.store_manifest import FORMAT as FORMAT
+from perturbdiff_jax.data.store_manifest import MANIFEST as MANIFEST
+from perturbdiff_jax.data.store_manifest import VERSION as VERSION
+from perturbdiff_jax.data.store_manifest import damaged, read_manifest
+from perturbdiff_jax.data.store_manifest import file_sha256 as file_sha256
+from perturbdiff_jax.data.store_manifest import is_store as is_store
+from perturbdiff_jax.data.store_obs import read_obs
 from perturbdiff_jax.errors import RequestError
 
-FORMAT = "perturbdiff-store"
-VERSION = 1
-MANIFEST = "manifest.json"
-EXTRA = "uns/perturbdiff"
-NEEDED = (
-    "n_cells",
-    "nnz",
-    "genes",
-    "keys",
-    "control",
-    "perturbations",
-    "cell_types",
-    "batches",
-    "values",
-    "groups",
-)
 
+class Store(StoreFace):
+    """An opened store; see StoreFace for what it has and can do."""
 
-class Store:
-    """An opened store. Cells are rows, ordered by group; expression comes out log1p-normalised, float32.
-
-    Attributes: path, manifest (dict), genes, perturbations, cell_types, batches (lists of str), control
-    (label), groups (Groups), n_cells.
-    """
-
-    def __init__(self, path: pathlib.Path, manifest: dict):
-        self.path = path
-        self.manifest = manifest
-        self.genes: list[str] = manifest["genes"]
-        self.perturbations: list[str] = manifest["perturbations"]
-        self.cell_types: list[str] = manifest["cell_types"]
-        self.batches: list[str] = manifest["batches"]
-        self.control: str = manifest["control"]
+    def __init__(self, place: Location, manifest: dict, manifest_hash: str):
+        super().__init__(place.path, manifest, Groups.from_json(manifest["groups"]))
+        self.place = place
+        self.manifest_hash = manifest_hash
         self.n_cells: int = manifest["n_cells"]
-        self.groups = Groups.from_json(manifest["groups"])
         self._arrays: dict[str, ts.TensorStore] = {}
 
     @classmethod
-    def open(cls, path: str | pathlib.Path) -> "Store":
-        """Opens the store at `path`; raises RequestError if missing, incomplete, of another version or
+    def open(cls, path: str | pathlib.Path) -> StoreFace:
+        """Opens the store at a path or URL; raises RequestError if missing, incomplete, of another version or
         damaged.
 
         Quick: it looks at the manifest and the shapes of the arrays, not at every byte (`verify` does).
         """
-        path = pathlib.Path(path)
-        store = cls(path, read_manifest(path))
-        store._check_shapes()
+        place = locate(path)
+        manifest, manifest_hash = read_manifest(place)
+        if "parts" in manifest:
+            from perturbdiff_jax.data.store_index import open_index  # it opens stores in its turn
+
+            return open_index(place, manifest)
+        store = cls(place, manifest, manifest_hash)
+        store._open_arrays()
         return store
 
-    def _check_shapes(self) -> None:
-        nnz, groups = self.manifest["nnz"], self.groups
-        wanted = {
-            "X/data": nnz,
-            "X/indices": nnz,
-            "X/indptr": self.n_cells + 1,
-            f"{EXTRA}/row_nnz": self.n_cells,
-        }
-        if self.is_counts:
-            wanted[f"{EXTRA}/scale"] = self.n_cells
-        for name, length in wanted.items():
-            shape = self._array(name).shape
-            if shape != (length,):
-                raise _damaged(self.path, f"array {name} has shape {shape}, the manifest says ({length},)")
+    def _open_arrays(self) -> None:
+        shapes = {f"{EXTRA}/scale": (self.n_cells,)} if self.is_counts else {}
+        if self.is_dense:
+            shapes["X"] = (self.n_cells, len(self.genes))
+        else:
+            shapes |= {"X/data": (self.nnz,), "X/indices": (self.nnz,), "X/indptr": (self.n_cells + 1,)}
+            shapes[f"{EXTRA}/row_nnz"] = (self.n_cells,)
+        opening = {name: self.place.open_array(name) for name in shapes}
+        for name, future in opening.items():
+            try:
+                self._arrays[name] = future.result()
+            except ValueError as error:
+                raise self._fault(f"array {name} cannot be opened", error) from error
+            if self._arrays[name].shape != shapes[name]:
+                found, wanted = self._arrays[name].shape, shapes[name]
+                raise damaged(self.path, f"array {name} has shape {found}, the manifest says {wanted}")
+        groups = self.groups
         ends = groups.start + groups.size
         if (
             not len(groups)
@@ -98,135 +88,61 @@ class Store:
             or ends[-1] != self.n_cells
             or (ends[:-1] != groups.start[1:]).any()
         ):
-            raise _damaged(self.path, "the groups of the manifest do not cover its cells")
-        for name in ("obs", "var"):
-            if not (self.path / name / "zarr.json").is_file():
-                raise _damaged(self.path, f"{name} is missing")
+            raise damaged(self.path, "the groups of the manifest do not cover its cells")
+        for name, content in zip(("obs", "var"), self.place.read(["obs/zarr.json", "var/zarr.json"])):
+            if content is None:
+                raise damaged(self.path, f"{name} is missing")
 
     @property
-    def is_counts(self) -> bool:
-        return self.manifest["values"]["encoding"] == "counts"
+    def dtypes(self) -> tuple[np.dtype, np.dtype]:
+        values = self.array("X" if self.is_dense else "X/data").dtype.numpy_dtype
+        return values, np.dtype(np.uint16) if self.is_dense else self.array("X/indices").dtype.numpy_dtype
 
-    def _array(self, name: str) -> ts.TensorStore:
-        if name not in self._arrays:
-            spec = {
-                "driver": "zarr3",
-                "kvstore": {"driver": "file", "path": str(self.path.absolute() / name)},
-            }
-            try:
-                self._arrays[name] = ts.open(spec, open=True, read=True).result()
-            except ValueError as error:
-                raise _damaged(self.path, f"array {name} cannot be opened") from error
+    def array(self, name: str) -> ts.TensorStore:
+        """An array of the store by its name in the layout above."""
         return self._arrays[name]
 
-    def _fetch(self, *parts: tuple[str, int, int]) -> list[np.ndarray]:
-        """Reads slices (array, from, to) at once."""
-        with ts.Batch() as batch:
-            reads = [self._array(name)[low:high].read(batch=batch) for name, low, high in parts]
-        try:
-            return [read.result() for read in reads]
-        except ValueError as error:
-            raise _damaged(self.path, f"its arrays cannot be read ({str(error)[:200]})") from error
+    def pointers(self, rows: np.ndarray) -> np.ndarray:
+        """Stored values before each row (int64 of the same shape) where the group table tells, else -1."""
+        group = np.minimum(np.searchsorted(self.groups.start, rows), len(self.groups) - 1)
+        known = np.where(self.groups.start[group] == rows, self.groups.pointer[group], -1)
+        return np.where(rows == self.n_cells, self.nnz, known)
 
-    def read(self, start: int, stop: int) -> sp.csr_matrix:
-        """Rows start..stop-1 as float32 CSR [stop-start, G], log1p-normalised, columns sorted in each row."""
-        if not 0 <= start <= stop <= self.n_cells:
-            raise ValueError(f"rows {start}:{stop} of a store with {self.n_cells} cells")
-        (indptr,) = self._fetch(("X/indptr", start, stop + 1))
-        low, high = int(indptr[0]), int(indptr[-1])
-        parts = [("X/data", low, high), ("X/indices", low, high)]
-        if self.is_counts:
-            parts.append((f"{EXTRA}/scale", start, stop))
-        data, indices, *scale = self._fetch(*parts)
-        # scipy wants int32 or int64 columns; both kinds of index agree, so nothing is converted again later.
-        pointers = indptr - low
-        kind = np.int32 if high - low < 2**31 else np.int64
-        matrix = sp.csr_matrix(
-            (data, indices.astype(kind), pointers.astype(kind)), shape=(stop - start, len(self.genes))
+    def fetch(self, ranges: Sequence[tuple[int, int]]) -> Fetch:
+        reads = [(self, start, stop) for start, stop in self.checked(ranges).tolist()]
+        return Fetch(
+            reads, genes=len(self.genes), counts=self.is_counts, dense=self.is_dense, dtypes=self.dtypes
         )
-        return normalise(matrix, scale[0]) if scale else matrix
 
-    def load(self) -> sp.csr_matrix:
-        """All cells as float32 CSR [cells, G], log1p-normalised."""
-        return self.read(0, self.n_cells)
+    def unreadable(self, error: Exception) -> RequestError:
+        """The refusal for a read that went wrong."""
+        return self._fault("its arrays cannot be read", error)
+
+    def _fault(self, what: str, error: Exception) -> RequestError:
+        text = f"{what} ({reason(error)})"
+        # Bytes of a remote store are as likely to have been lost on the way.
+        return damaged(self.path, text) if self.place.folder else RequestError(f"{self.path}: {text}.")
+
+    def obs_of(self, ranges: Sequence[tuple[int, int]]) -> pd.DataFrame:
+        return read_obs(self._obs_folder, self.checked(ranges).tolist())
 
     @functools.cached_property
-    def obs(self) -> pd.DataFrame:
-        """obs of all cells, in row order: the keys' own columns (categorical) and `source_row`."""
-        import zarr
+    def _obs_folder(self) -> pathlib.Path:
+        if self.place.folder:
+            return self.place.folder / "obs"
+        # Small beside the cells, and many little files: fetched whole, once.
+        self._scratch = tempfile.TemporaryDirectory(prefix="perturbdiff-obs-")
+        names = [name for name in self.manifest["checksums"] if name.startswith("obs/")]
+        for name, content in zip(names, self.place.read(names), strict=True):
+            if content is None:
+                raise RequestError(f"{self.path}: {name} is missing.")
+            file = pathlib.Path(self._scratch.name) / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+        return pathlib.Path(self._scratch.name) / "obs"
 
-        return anndata.io.read_elem(zarr.open_group(str(self.path), mode="r")["obs"])
+    def verify(self, echo: Callable[[str], None] | None = None) -> str:
+        """Checks every byte and what the arrays say to each other; see `store_verify.verify`."""
+        from perturbdiff_jax.data.store_verify import verify
 
-    def to_anndata(self, group_indices: Sequence[int]) -> anndata.AnnData:
-        """The cells of the given groups, in that order: X log1p-normalised float32 CSR, obs with the keys'
-        columns."""
-        chosen = np.asarray(group_indices, dtype=np.int64).ravel()
-        ranges = [
-            (int(self.groups.start[g]), int(self.groups.start[g] + self.groups.size[g])) for g in chosen
-        ]
-        if not ranges:
-            matrix = sp.csr_matrix((0, len(self.genes)), dtype=np.float32)
-            rows = np.zeros(0, dtype=np.int64)
-        else:
-            matrix = sp.vstack([self.read(*pair) for pair in ranges], format="csr")
-            rows = np.concatenate([np.arange(*pair) for pair in ranges])
-        var = pd.DataFrame(index=pd.Index(np.array(self.genes, dtype=object)))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a group named twice gives cell names twice
-            return anndata.AnnData(X=matrix, obs=self.obs.iloc[rows].copy(), var=var)
-
-    def verify(self) -> None:
-        """Reads every byte against the manifest's checksums; raises RequestError naming the first damaged
-        file."""
-        for name, checksum in self.manifest["checksums"].items():
-            file = self.path / name
-            if not file.is_file() or file_sha256(file) != checksum:
-                raise _damaged(self.path, f"{name} does not match its checksum")
-
-
-def is_store(path: pathlib.Path) -> bool:
-    """Whether `path` is a folder with a manifest of ours, of whatever version and state."""
-    try:
-        return json.loads((path / MANIFEST).read_text()).get("format") == FORMAT
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def read_manifest(path: pathlib.Path) -> dict:
-    """The checked manifest of the store at `path`; raises RequestError (see `Store.open`)."""
-    if not path.is_dir():
-        what = "is not a folder" if path.exists() else "no such store"
-        raise RequestError(f"{path}: {what} (a store is a folder made by `perturbdiff prepare`).")
-    file = path / MANIFEST
-    if not file.is_file():
-        raise RequestError(
-            f"{path}: not a store, or an incomplete one: {MANIFEST} is missing.\nRun prepare again."
-        )
-    try:
-        manifest = json.loads(file.read_text())
-    except ValueError as error:
-        raise _damaged(path, f"{MANIFEST} is not valid JSON ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise RequestError(f"{file}: not a store of ours (format must be {FORMAT!r}).")
-    if manifest.get("version") != VERSION:
-        raise RequestError(
-            f"{file}: store version {manifest.get('version')!r}; this release reads version {VERSION}. "
-            "Run prepare again."
-        )
-    if manifest.get("complete") is not True:
-        raise RequestError(
-            f"{file}: the store is incomplete (its writing was broken off). Run prepare again."
-        )
-    missing = [name for name in NEEDED if name not in manifest]
-    if missing:
-        raise _damaged(path, f"{MANIFEST} lacks {', '.join(missing)}")
-    return manifest
-
-
-def file_sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _damaged(path: pathlib.Path, why: str) -> RequestError:
-    return RequestError(f"{path}: the store is damaged: {why}.\nRun prepare again.")
+        return verify(self, echo)

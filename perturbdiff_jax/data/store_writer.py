@@ -1,10 +1,14 @@
-"""Writing a store: arrays through tensorstore into a temporary sibling folder, renamed at the very end.
+"""Writing a store into a new folder: frames and small arrays here, the cells shard by shard (store_shards.py), the
+manifest as its last file.
 
-The layout is described in store.py. Chunks and codec are the measured optimum for whole-group reads (blosc
-lz4 with shuffle, inner chunk 16 Ki elements, sharded).
+The layout is described in store.py. Equal cells give equal bytes, so `store_hash` names a store.
 """
 
+from __future__ import annotations
+
+import concurrent.futures
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -12,19 +16,22 @@ import pathlib
 import shutil
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import anndata
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
-import tensorstore as ts
 import zarr
 
-from perturbdiff_jax.data.store import EXTRA, FORMAT, MANIFEST, VERSION, file_sha256, is_store
+from perturbdiff_jax.data.store_manifest import EXTRA, FORMAT, MANIFEST, VERSION, file_sha256, is_store
+from perturbdiff_jax.data.store_shards import create_array, shard_length, write_whole
 from perturbdiff_jax.errors import RequestError
 
-CHUNK = 16_384  # elements decoded at once
-SHARD = 64 * 1024 * 1024  # elements in a file, at most
+if TYPE_CHECKING:
+    from perturbdiff_jax.data.labels import Obs
+
+NAMES_AT_ONCE = 1 << 17  # names of cells in a chunk of obs
+DENSE_DENSITY = 0.3  # above it, counts up to 255 are smaller and faster as dense rows
 PACKAGES = ("anndata", "numpy", "scipy", "tensorstore", "zarr")
 
 
@@ -56,70 +63,31 @@ def new_directory(path: pathlib.Path, *, overwrite: bool) -> Iterator[pathlib.Pa
         ) from error
     try:
         yield fresh
-        check_output(path, overwrite=overwrite)  # somebody may have written there meanwhile
-        old = path.parent / f".{path.name}.old-{os.getpid()}"
-        if path.exists():
-            os.replace(path, old)
-        os.replace(fresh, path)
-        shutil.rmtree(old, ignore_errors=True)
+        put_in_place(fresh, path, overwrite=overwrite)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-class ArrayWriter:
-    """One sharded array of known length, filled from front to back; a shard is written while the next one
-    fills."""
+def put_in_place(fresh: pathlib.Path, path: pathlib.Path, *, overwrite: bool) -> None:
+    """Renames the finished folder `fresh` to `path`; an old store there goes only now."""
+    check_output(path, overwrite=overwrite)  # somebody may have written there meanwhile
+    old = path.parent / f".{path.name}.old"
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(path, old)
+    os.replace(fresh, path)
+    shutil.rmtree(old, ignore_errors=True)
 
-    def __init__(self, folder: pathlib.Path, name: str, length: int, dtype: np.dtype):
-        self.shard = min(SHARD, max(1, -(-length // CHUNK)) * CHUNK)
-        self.name, self.position = name, 0
-        self.buffer = np.empty(min(self.shard, length), dtype=dtype)
-        self.filled = 0
-        self.pending: list[ts.WriteFutures] = []
-        little = {"name": "bytes", "configuration": {"endian": "little"}}
-        blosc = {"name": "blosc", "configuration": {"cname": "lz4", "clevel": 5, "shuffle": "shuffle"}}
-        inner = {"chunk_shape": [CHUNK], "codecs": [little, blosc]}
-        metadata = {
-            "shape": [length],
-            "data_type": np.dtype(dtype).name,
-            "fill_value": 0,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [self.shard]}},
-            "codecs": [{"name": "sharding_indexed", "configuration": inner}],
-            "attributes": {"encoding-type": "array", "encoding-version": "0.2.0"},
-        }
-        store = {"driver": "file", "path": str(folder / name)}
-        self.array = ts.open(
-            {"driver": "zarr3", "kvstore": store, "metadata": metadata, "create": True}
-        ).result()
 
-    def append(self, values: np.ndarray) -> None:
-        while len(values):
-            room = min(len(self.buffer) - self.filled, len(values))
-            self.buffer[self.filled : self.filled + room] = values[:room]
-            self.filled += room
-            values = values[room:]
-            if self.filled == len(self.buffer):
-                self._flush()
+def is_dense_better(*, nnz: int, cells: int, genes: int, largest: float, counts: bool) -> bool:
+    """Whether a store of these cells takes the dense layout (uint8, counts only)."""
+    return counts and largest <= np.iinfo(np.uint8).max and nnz > DENSE_DENSITY * cells * genes
 
-    def _flush(self) -> None:
-        if not self.filled:
-            return
-        stop = self.position + self.filled
-        write = self.array[self.position : stop].write(self.buffer[: self.filled])
-        write.copy.result()  # the buffer may be used again; the commit goes on behind
-        self.pending.append(write)
-        if len(self.pending) > 1:
-            self.pending.pop(0).result()
-        self.position, self.filled = stop, 0
 
-    def close(self) -> None:
-        self._flush()
-        for write in self.pending:
-            write.result()
-        if self.position != self.array.shape[0]:
-            raise ValueError(
-                f"array {self.name}: {self.position} of {self.array.shape[0]} elements were written"
-            )
+def store_hash(manifest: dict) -> str:
+    """One sha256 for a whole store: that of all its files' names and checksums."""
+    lines = (f"{name} {checksum}\n" for name, checksum in sorted(manifest["checksums"].items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def index_dtype(genes: int) -> type:
@@ -127,67 +95,103 @@ def index_dtype(genes: int) -> type:
 
 
 class StoreWriter:
-    """Fills the folder of a new store: `write_frames`, `append` blocks of rows in order, then `finish`."""
+    """Makes the folder of a new store: `write_frames`, every one of `shards` and `write_scale` in any order, `finish`.
+
+    `shards` are ranges of the positions of X/data and X/indices, or of rows of X when it is dense.
+    """
 
     def __init__(
-        self, folder: pathlib.Path, *, row_nnz: np.ndarray, genes: list[str], dtype: np.dtype, counts: bool
+        self,
+        folder: pathlib.Path,
+        *,
+        row_nnz: np.ndarray,
+        genes: list[str],
+        dtype: np.dtype | type,
+        counts: bool,
+        dense: bool = False,
+        codec: str = "lz4",
     ):
-        self.folder, self.genes, self.row_nnz = folder, genes, row_nnz
+        self.folder, self.genes, self.counts, self.dense, self.codec = folder, genes, counts, dense, codec
         self.root = zarr.open_group(str(folder), mode="w", zarr_format=3)
         self.root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        shape = [len(row_nnz), len(genes)]
-        matrix = self.root.create_group("X")
-        matrix.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": shape})
         for name in ("uns", EXTRA):
             self.root.require_group(name).attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
-        self.nnz = int(row_nnz.sum(dtype=np.int64))
-        self.data = ArrayWriter(folder, "X/data", self.nnz, dtype)
-        self.indices = ArrayWriter(folder, "X/indices", self.nnz, index_dtype(len(genes)))
-        self._whole("X/indptr", np.concatenate([[0], np.cumsum(row_nnz, dtype=np.int64)]).astype(np.int64))
-        self._whole(f"{EXTRA}/row_nnz", row_nnz.astype(np.int32))
-        self.scale = ArrayWriter(folder, f"{EXTRA}/scale", len(row_nnz), np.float32) if counts else None
+        cells = len(row_nnz)
+        self.pointers = np.concatenate([[0], np.cumsum(row_nnz, dtype=np.int64)]).astype(np.int64)
+        self.nnz = int(self.pointers[-1])
+        if dense:
+            create_array(folder, "X", cells, np.uint8, width=len(genes), codec=codec)
+            length, step = cells, shard_length(cells, len(genes))
+        else:
+            matrix = self.root.create_group("X")
+            kind = {"encoding-type": "csr_matrix", "encoding-version": "0.1.0"}
+            matrix.attrs.update({**kind, "shape": [cells, len(genes)]})
+            create_array(folder, "X/data", self.nnz, dtype, codec=codec)
+            create_array(folder, "X/indices", self.nnz, index_dtype(len(genes)), codec=codec)
+            write_whole(folder, "X/indptr", self.pointers, codec=codec)
+            write_whole(folder, f"{EXTRA}/row_nnz", row_nnz.astype(np.int32), codec=codec)
+            length, step = self.nnz, shard_length(self.nnz)
+        self.shards = [(first, min(first + step, length)) for first in range(0, length, step)]
 
-    def _whole(self, name: str, values: np.ndarray) -> None:
-        writer = ArrayWriter(self.folder, name, len(values), values.dtype)
-        writer.append(values)
-        writer.close()
+    def write_scale(self, scale: np.ndarray) -> None:
+        """target_sum / total of every cell, for counts."""
+        write_whole(self.folder, f"{EXTRA}/scale", scale.astype(np.float32, copy=False), codec=self.codec)
 
-    def write_frames(self, obs: pd.DataFrame) -> None:
+    def write_frames(self, obs: pd.DataFrame | Obs) -> None:
         """Writes obs (its columns and index must not need pandas' newer string type) and var."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # zarr announces its next defaults
-            anndata.io.write_elem(self.root, "obs", obs)
+            self._write_obs(obs)
             var = pd.DataFrame(index=pd.Index(np.array(self.genes, dtype=object), dtype=object))
             anndata.io.write_elem(self.root, "var", var)
 
-    def append(self, block: sp.csr_matrix, scale: np.ndarray | None) -> None:
-        """The next rows: a CSR block with sorted columns, and target_sum / total of its cells if counts."""
-        self.data.append(block.data)
-        self.indices.append(block.indices)
-        if self.scale is not None:
-            self.scale.append(scale)
+    def _write_obs(self, obs: pd.DataFrame | Obs) -> None:
+        """As anndata writes a dataframe, but with the names in pieces: a Python object for each takes much memory."""
+        group = self.root.create_group("obs")
+        kind = {"encoding-type": "dataframe", "encoding-version": "0.2.0"}
+        group.attrs.update({**kind, "_index": "_index", "column-order": [str(name) for name in obs.columns]})
+        for name in obs.columns:
+            column = obs[name]
+            anndata.io.write_elem(group, name, column.array if isinstance(column, pd.Series) else column)
+        for start in range(0, len(obs.index), NAMES_AT_ONCE):
+            names = np.array(obs.index[start : start + NAMES_AT_ONCE], dtype=object)
+            if start:
+                group["_index"].append(names)
+            else:
+                anndata.io.write_elem(group, "_index", names, dataset_kwargs={"chunks": NAMES_AT_ONCE})
 
     def finish(self, manifest: dict) -> None:
-        """Closes the arrays and writes manifest.json, complete, as the last file."""
-        for writer in (self.data, self.indices, self.scale):
-            if writer is not None:
-                writer.close()
+        """Writes manifest.json, complete, as the last file.
+
+        Adds `pointer` to manifest["groups"]: the stored values before each group's first row (0 when dense).
+        """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # consolidated metadata is younger than the zarr v3 text
             zarr.consolidate_metadata(str(self.folder))
-        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
-        checksums = {path.relative_to(self.folder).as_posix(): file_sha256(path) for path in files}
-        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+        if "groups" in manifest:
+            starts = np.asarray(manifest["groups"]["start"], dtype=np.int64)
+            pointer = np.zeros(len(starts), np.int64) if self.dense else self.pointers[starts]
+            manifest = {**manifest, "groups": {**manifest["groups"], "pointer": pointer.tolist()}}
         content = {
             "format": FORMAT,
             "version": VERSION,
             **manifest,
+            "layout": "dense" if self.dense else "csr",
+            "codec": self.codec,
             "nnz": self.nnz,
             "genes": self.genes,
-            "packages": versions,
-            "checksums": checksums,
+            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "checksums": checksums(self.folder),
             "complete": True,
         }
         part = self.folder / f".{MANIFEST}.part"
         part.write_text(json.dumps(content))
         os.replace(part, self.folder / MANIFEST)
+
+
+def checksums(folder: pathlib.Path) -> dict[str, str]:
+    """sha256 of every file below `folder`, by its relative name; two files are read at a time."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        found = pool.map(file_sha256, files)
+        return {path.relative_to(folder).as_posix(): value for path, value in zip(files, found, strict=True)}

@@ -4,15 +4,22 @@
 place that turns counts into log1p-normalised expression, log1p(count * target_sum / total).
 """
 
+from __future__ import annotations
+
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
 
-from perturbdiff_jax.data.h5ad import BLOCK_ELEMENTS, H5ad
+from perturbdiff_jax.data.checks import EMPTY, NEGATIVE, NOT_FINITE, Findings
+from perturbdiff_jax.data.matrix import BLOCK_ELEMENTS
 from perturbdiff_jax.errors import RequestError
+
+if TYPE_CHECKING:
+    from perturbdiff_jax.data.h5ad import H5ad
 
 LOG_LIMIT = 30.0  # log1p(1e13): no normalised expression reaches it, raw or scaled values often do
 ENCODINGS = ("counts", "lognorm")
@@ -49,34 +56,30 @@ def read_checked(
     """
     if values not in ("auto", *ENCODINGS):
         raise RequestError(f"--values {values!r} is not known. Allowed: auto, counts, lognorm.")
-    scan = _Scan(file)
+    seen = Findings()
     blocks = []
     began = spoken = time.monotonic()
-    for start, block in _whole_file(file, elements):
-        scan.see(start, block)
-        blocks.append(_compact(block) if not scan.wrong else None)
+    for start, block in file.blocks(elements):
+        seen.see(start, block)
+        blocks.append(_compact(block) if not seen.wrong else None)
         now, done = time.monotonic(), start + block.shape[0]
         if echo and now - spoken > 5 and done < len(file.cells):
             left = (now - began) * (len(file.cells) - done) / done
             echo(f"{file.label}: {done:,} of {len(file.cells):,} cells read, about {left:.0f} s left")
             spoken = now
-    scan.complain()
-    encoding = _decide(file, scan, values)
-    kind = np.float32
-    if encoding == "counts":
-        kind = np.uint16 if scan.largest <= np.iinfo(np.uint16).max else np.uint32
+    complain(file, seen)
+    encoding = decide(file, seen, values)
+    kind = data_dtype(encoding, seen.largest)
     blocks = [sp.csr_matrix((b.data.astype(kind), b.indices, b.indptr), shape=b.shape) for b in blocks]
     matrix = blocks[0] if len(blocks) == 1 else sp.vstack(blocks, format="csr")
-    return Expression(matrix, encoding, np.concatenate(scan.totals))
+    return Expression(matrix, encoding, seen.total)
 
 
-def _whole_file(file: H5ad, elements: int) -> Iterator[tuple[int, sp.csr_matrix]]:
-    try:
-        yield from file.blocks(elements)
-    except OSError as error:  # what h5py raises for a cut-off or corrupt file
-        raise RequestError(
-            f"{file.label}: {file.where} cannot be read, the file is damaged ({error})."
-        ) from error
+def data_dtype(encoding: str, largest: float) -> type:
+    """uint16 or uint32 for counts up to `largest`, float32 for log1p values."""
+    if encoding != "counts":
+        return np.float32
+    return np.uint16 if largest <= np.iinfo(np.uint16).max else np.uint32
 
 
 def scales(file: H5ad, totals: np.ndarray, *, total_key: str | None, target_sum: float) -> np.ndarray:
@@ -108,79 +111,52 @@ def _total_error(file: H5ad, key: str, column: np.ndarray, low: np.ndarray, why:
     )
 
 
-class _Scan:
-    """What has been seen so far of a file's values; keeps the first offender and how many there are."""
+def _named(file: H5ad, place: list) -> str:
+    row, column, value = place
+    if column < 0:
+        return f"cell {file.cells[row]!r}"
+    return f"{value:.6g} at cell {file.cells[row]!r}, gene {file.genes[column]!r}"
 
-    def __init__(self, file: H5ad):
-        self.file = file
-        self.totals: list[np.ndarray] = []
-        self.largest = 0.0
-        self.fraction = None  # the first value that is not whole: (cell, gene, value)
-        self.wrong: dict[str, list] = {}  # kind -> [count, message of the first]
 
-    def see(self, start: int, block: sp.csr_matrix) -> None:
-        data = block.data
-        finite = np.isfinite(data) if data.dtype.kind == "f" else np.ones(len(data), bool)
-        self._note("NaN or infinite", start, block, ~finite)
-        self._note("negative", start, block, finite & (data < 0))
-        empty = np.diff(block.indptr) == 0
-        if empty.any():
-            cell = self.file.cells[start + int(np.argmax(empty))]
-            self.wrong.setdefault("all-zero", [0, f"cell {cell!r}"])[0] += int(empty.sum())
-        self.totals.append(np.asarray(block.sum(axis=1, dtype=np.float64)).ravel())
-        if len(data) and finite.any():
-            self.largest = max(self.largest, float(data[finite].max()))
-        if self.fraction is None and data.dtype.kind == "f":
-            part = finite & (data != np.floor(data))
-            if part.any():
-                self.fraction = self._place(start, block, int(np.argmax(part)))
-
-    def _place(self, start: int, block: sp.csr_matrix, position: int) -> str:
-        row = int(np.searchsorted(block.indptr, position, side="right")) - 1
-        gene = self.file.genes[block.indices[position]]
-        return f"{block.data[position]:.6g} at cell {self.file.cells[start + row]!r}, gene {gene!r}"
-
-    def _note(self, kind: str, start: int, block: sp.csr_matrix, wrong: np.ndarray) -> None:
-        if wrong.any():
-            entry = self.wrong.setdefault(kind, [0, None])
-            entry[0] += int(wrong.sum())
-            entry[1] = entry[1] or self._place(start, block, int(np.argmax(wrong)))
-
-    def complain(self) -> None:
-        where = f"{self.file.label}: {self.file.where}"
-        for kind in ("NaN or infinite", "negative"):
-            if kind in self.wrong:
-                count, first = self.wrong[kind]
-                raise RequestError(
-                    f"{where} has {count} {kind} value(s), first {first}.\n"
-                    "Allowed: raw counts or log1p-normalised values, 0 or above."
-                )
-        if "all-zero" in self.wrong:
-            count, first = self.wrong["all-zero"]
+def complain(file: H5ad, seen: Findings) -> None:
+    """Raises RequestError for NaN, infinite or negative values and for all-zero cells, naming the first."""
+    where = f"{file.label}: {file.where}"
+    for kind in (NOT_FINITE, NEGATIVE):
+        if kind in seen.wrong:
+            count, first = seen.wrong[kind]
             raise RequestError(
-                f"{where} has {count} all-zero cell(s), first {first}: it cannot be normalised.\n"
-                "Remove such cells (scanpy.pp.filter_cells(adata, min_counts=1))."
+                f"{where} has {count} {kind} value(s), first {_named(file, first)}.\n"
+                "Allowed: raw counts or log1p-normalised values, 0 or above."
             )
+    if EMPTY in seen.wrong:
+        count, first = seen.wrong[EMPTY]
+        raise RequestError(
+            f"{where} has {count} all-zero cell(s), first {_named(file, first)}: it cannot be normalised.\n"
+            "Remove such cells (scanpy.pp.filter_cells(adata, min_counts=1))."
+        )
 
 
-def _decide(file: H5ad, scan: _Scan, values: str) -> str:
+def decide(file: H5ad, seen: Findings, values: str) -> str:
+    """ "counts" or "lognorm", from the option `values` and what was seen; RequestError when they disagree."""
     where = f"{file.label}: {file.where}"
     encoding = values
     if values == "auto":
-        encoding = "counts" if scan.fraction is None else "lognorm"
-    if encoding == "counts" and scan.fraction is not None:
+        encoding = "counts" if seen.fraction is None else "lognorm"
+    if encoding == "counts" and seen.fraction is not None:
         raise RequestError(
-            f"{where} was said to hold counts (--values counts), but has {scan.fraction}.\n"
+            f"{where} was said to hold counts (--values counts), but has {_named(file, seen.fraction)}.\n"
             "Allowed: whole numbers, or --values lognorm for log1p-normalised values."
         )
-    if encoding == "counts" and scan.largest > np.iinfo(np.uint32).max:
+    if encoding == "counts" and seen.largest > np.iinfo(np.uint32).max:
         raise RequestError(
-            f"{where} has a count of {scan.largest:.6g}; counts up to 4,294,967,295 are allowed."
+            f"{where} has a count of {seen.largest:.6g}; counts up to 4,294,967,295 are allowed."
         )
-    if encoding == "lognorm" and scan.largest > LOG_LIMIT:
-        found = f"{scan.fraction}, so these are not counts, and" if scan.fraction else "whole numbers and"
+    if encoding == "lognorm" and seen.largest > LOG_LIMIT:
+        found = "whole numbers and"
+        if seen.fraction:
+            found = f"{_named(file, seen.fraction)}, so these are not counts, and"
         raise RequestError(
-            f"{where} has {found} a maximum of {scan.largest:.6g}, so these are not log1p values (all below "
+            f"{where} has {found} a maximum of {seen.largest:.6g}, so these are not log1p values (all below "
             f"{LOG_LIMIT:g}).\nAllowed: raw counts (also by --layer), or log1p-normalised values."
         )
     return encoding

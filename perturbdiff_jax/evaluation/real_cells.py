@@ -37,8 +37,10 @@ def triples(conditions: pd.DataFrame) -> set[Triple]:
 
 
 def is_store(source) -> bool:
-    """Whether `source` is the path of a prepared store (a directory)."""
-    return not isinstance(source, ad.AnnData) and pathlib.Path(source).is_dir()
+    """Whether `source` is a prepared store: a directory, or an address such as s3://bucket/store."""
+    if isinstance(source, ad.AnnData):
+        return False
+    return "://" in str(source) or pathlib.Path(source).is_dir()
 
 
 def from_store(

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import scipy.sparse as sp
 
 from perturbdiff_jax.data.prepare import PrepareOptions, prepare
 from perturbdiff_jax.errors import RequestError
@@ -25,3 +26,8 @@ def refusal(inputs, output, **options):
     assert sorted(os.listdir(output.parent)) == before, "something half-written was left"
     assert len(str(caught.value).splitlines()) <= 2
     return str(caught.value)
+
+
+def filled(adata):
+    """X as a plain array, whichever way the store holds it."""
+    return adata.X.toarray() if sp.issparse(adata.X) else adata.X

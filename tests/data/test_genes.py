@@ -12,13 +12,13 @@ import scipy.sparse as sp
 from released.checkpoint_files import write_pickle_calling
 
 from perturbdiff_jax.data.genes import (
-    Moments,
     highly_variable,
     match_genes,
     normalised_dispersions,
     read_gene_list,
 )
 from perturbdiff_jax.data.h5ad import H5ad
+from perturbdiff_jax.data.moments import Moments
 from perturbdiff_jax.data.values import normalise, read_checked, scales
 from perturbdiff_jax.errors import RequestError
 

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from perturbdiff_jax.data import groups as groups_module
 from perturbdiff_jax.data.groups import Groups, group_cells, resolve_controls
 
 
@@ -47,7 +48,21 @@ def test_order_inside_a_group_does_not_depend_on_other_cells():
     order, groups = group_cells(perturbation, cell_type, batch, control=0, seed=3)
     keep = np.flatnonzero(perturbation != 3)
     part, fewer = group_cells(perturbation[keep], cell_type[keep], batch[keep], control=0, seed=3)
-    np.testing.assert_array_equal(order[: groups.size[0]], keep[part[: fewer.size[0]]])
+    kept = np.repeat(groups.perturbation != 3, groups.size)
+    np.testing.assert_array_equal(order[kept], keep[part])
+    assert len(fewer) < len(groups)
+
+
+def test_groups_are_shuffled_alike_in_any_portion(monkeypatch):
+    order, table = group_cells(*codes(), control=0, seed=0)
+    monkeypatch.setattr(groups_module, "AT_ONCE", 40)
+    np.testing.assert_array_equal(group_cells(*codes(), control=0, seed=0)[0], order)
+    # Every place of a group is as likely as any other for its first cell.
+    whole = np.zeros(200_000, dtype=int)
+    found = group_cells(whole, np.arange(200_000) // 5, whole, control=0, seed=0)[0].reshape(-1, 5)
+    counts = np.bincount(found[:, 0] % 5, minlength=5)
+    assert (found // 5 == np.arange(40_000)[:, None]).all() and len(table) > 1
+    assert abs(counts / 8_000 - 1).max() < 0.05
 
 
 def test_fallback_rules_in_their_order():
@@ -73,6 +88,29 @@ def test_fallback_rules_in_their_order():
     }
     with pytest.raises(ValueError, match="no control"):
         resolve_controls(cell_type, batch, np.zeros(len(rows), bool), size)
+
+
+def test_fallback_rules_against_a_loop():
+    rng = np.random.default_rng(4)
+    cell_type, batch, is_control = rng.integers(0, 9, 200), rng.integers(0, 12, 200), rng.random(200) < 0.1
+    size = rng.integers(1, 6, 200)
+    serving, rule = resolve_controls(cell_type, batch, is_control, size)
+    controls = np.flatnonzero(is_control)
+    for group in range(200):
+        same_type = cell_type[controls] == cell_type[group]
+        same_batch = batch[controls] == batch[group]
+        for number, fits in enumerate((same_type & same_batch, same_batch, same_type, same_type | True)):
+            if fits.any():
+                best = max(controls[fits], key=lambda g: (size[g], -g))
+                assert (serving[group], rule[group]) == (best, number)
+                break
+    assert set(rule) == {0, 1, 2, 3}
+
+
+def test_rows_know_their_group():
+    _, groups = group_cells(*codes(), control=1, seed=0)
+    owner = np.repeat(np.arange(len(groups)), groups.size)
+    np.testing.assert_array_equal(groups.of(np.arange(300).reshape(3, 100)), owner.reshape(3, 100))
 
 
 def test_the_table_survives_json():

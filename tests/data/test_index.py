@@ -1,8 +1,10 @@
 """Group bookkeeping against plain loops over the table."""
 
+import itertools
+
 import numpy as np
 import pytest
-from fake_store import TABLE, fake_store
+from fake_store import TABLE, fake_store, random_table
 
 from perturbdiff_jax.data.index import index_sets
 from perturbdiff_jax.errors import RequestError
@@ -37,12 +39,6 @@ def test_counts_and_padding_share_agree_with_a_hand_count():
     assert index.padding_share == pytest.approx(21 / 80)
 
 
-def test_epoch_of_numbers_along_the_stream():
-    index = index_sets(fake_store().groups, split="train", cells_per_set=8)
-    epoch, place = index.epoch_of([0, 9, 10, 35])
-    assert epoch.tolist() == [0, 0, 1, 3] and place.tolist() == [0, 9, 0, 5]
-
-
 def test_min_cells_leaves_out_and_max_cells_cuts():
     groups = fake_store().groups
     assert index_sets(groups, split="train", cells_per_set=8, min_cells=8).size.tolist() == [17, 8, 30]
@@ -75,9 +71,57 @@ def test_controls_do_not_stand_in_for_an_empty_split():
         ({"cells_per_set": 0}, "cells_per_set = 0"),
         ({"min_cells": 0}, "min_cells = 0"),
         ({"max_cells": 0}, "max_cells = 0"),
+        ({"piece_cells": 0}, "piece_cells = 0"),
+        ({"segment_cells": -1}, "segment_cells = -1"),
         ({"min_cells": 31}, "min_cells = 31(.|\n)*30"),
     ],
 )
 def test_wrong_requests_are_named(changed, message):
     with pytest.raises(RequestError, match=message):
         index_sets(fake_store().groups, **{"split": "train", "cells_per_set": 8, **changed})
+
+
+def pieces_of(size, n, most, **more):
+    """(offset, size) of the pieces of one group, and its index."""
+    groups = fake_store([(0, 0, "control", 3), (0, 1, "train", size)]).groups
+    index = index_sets(groups, split="train", cells_per_set=n, piece_cells=most, **more)
+    assert set(index.group) == {1}
+    return list(zip(index.offset.tolist(), index.size.tolist())), index
+
+
+@pytest.mark.parametrize("size", [1, 8, 40, 41, 79, 80, 81, 397])
+@pytest.mark.parametrize("most", [8, 19, 40, 1000])
+def test_pieces_cover_a_group_in_whole_sets_of_nearly_equal_number(size, most):
+    pieces, index = pieces_of(size, 8, most)
+    end = 0
+    for offset, cells in pieces:
+        assert offset == end and cells <= max(8, most)
+        end = offset + cells
+    assert end == size and all(cells % 8 == 0 for _, cells in pieces[:-1])
+    sets = np.diff(index.first_set)
+    assert index.n_sets == -(-size // 8) and sets.max() - sets.min() <= 1
+    assert (index.used == size).all()
+
+
+def test_pieces_of_the_cells_used_only():
+    pieces, index = pieces_of(100, 8, 16, max_cells=20)
+    assert pieces == [(0, 8), (8, 12)] and index.used.tolist() == [20, 20]
+
+
+@pytest.mark.parametrize("least", [1, 20, 60, 10_000])
+def test_segments_join_neighbours_up_to_a_size_and_leave_pieces_alone(least):
+    groups = fake_store(random_table(largest=90)).groups
+    index = index_sets(groups, split="train", cells_per_set=8, piece_cells=48, segment_cells=least)
+    borders = index.first_piece
+    assert borders[0] == 0 and borders[-1] == len(index.size) and (np.diff(borders) > 0).all()
+    is_part = index.size < index.used
+    for number, (low, high) in enumerate(itertools.pairwise(borders)):
+        if is_part[low]:
+            assert high == low + 1
+            continue
+        assert not is_part[low:high].any()
+        assert index.size[low : high - 1].sum() < least  # not longer than needed
+        closed = index.size[low:high].sum() >= least
+        last = number == len(borders) - 2 or is_part[high]
+        assert closed or last
+    assert is_part.any()

@@ -1,26 +1,21 @@
-"""Batches: the right cells as numbers, the same stream in every way of asking, and grain ahead of it."""
-
-import subprocess
-import sys
-import textwrap
-import time
-import types
-from pathlib import Path
+"""Batches: the right cells as numbers, and the same stream in every way of asking."""
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
-from fake_store import TABLE, fake_store
+from fake_store import TABLE, fake_store, random_table
 
-from perturbdiff_jax.data.loader import ResidentCells, SetSource, ordered, prefetch
+from perturbdiff_jax.data import tiers
+from perturbdiff_jax.data.loader import SetSource, ordered
+from perturbdiff_jax.data.set_stream import Reach
 from perturbdiff_jax.errors import RequestError
 
 FIELDS = ("perturbed", "control", "perturbation", "cell_type", "batch", "mask")
-ROOT = Path(__file__).parents[2]
+SHORT = Reach(window=200, piece=32, segment=50)
 
 
-def source(**changed):
-    return SetSource(fake_store(), **{"cells_per_set": 8, "sets_per_batch": 3, "seed": 0, **changed})
+def source(store=None, **changed):
+    options = {"cells_per_set": 8, "sets_per_batch": 3, "seed": 0, **changed}
+    return SetSource(store or fake_store(), **options)
 
 
 def assert_same(one, other):
@@ -36,14 +31,14 @@ def rows_of(expression):
 def test_batch_holds_the_planned_cells_divided_and_the_codes():
     store, made = fake_store(), source(train_on_controls=True)
     for step in range(6):
-        batch, plan = made[step], made.plan(step)
+        batch, plan = made[step], made.draw(step)
         for b in range(3):
             for s in range(8):
                 np.testing.assert_array_equal(
-                    batch.perturbed[b, s], store.dense[plan.rows[b, s]] / np.float32(10)
+                    batch.perturbed[b, s], store.dense[plan.perturbed.cells[b, s]] / np.float32(10)
                 )
                 np.testing.assert_array_equal(
-                    batch.control[b, s], store.dense[plan.control_rows[b, s]] / np.float32(10)
+                    batch.control[b, s], store.dense[plan.control.cells[b, s]] / np.float32(10)
                 )
             context, perturbation, _, _ = TABLE[plan.group[b]]
             codes = (batch.perturbation[b], batch.cell_type[b], batch.batch[b])
@@ -66,27 +61,35 @@ def test_shapes_and_types():
         assert code.shape == (3,) and code.dtype == np.int32
 
 
-def test_the_stores_own_matrix_is_left_alone_and_cells_can_be_shared():
+def test_the_cells_in_memory_can_be_shared():
     store = fake_store()
-    before = store.load().data.copy()
-    cells = ResidentCells(store)
-    one = SetSource(store, cells_per_set=8, sets_per_batch=3, seed=0, cells=cells)
-    assert one.cells is cells
-    assert_same(one[0], source()[0])
-    np.testing.assert_array_equal(store.load().data, before)
-    with pytest.raises(ValueError, match=r"divided by 10\.0.*asks for 1"):
-        SetSource(store, cells_per_set=8, sets_per_batch=3, seed=0, divisor=1.0, cells=cells)
+    one = source(store)
+    store.fetched.clear()
+    other = source(store, cells=one.cells, seed=1)
+    validation = ordered(store, "validation", cells_per_set=8, sets_per_batch=3, cells=one.cells)
+    assert other.cells is one.cells and not store.fetched
+    assert_same(other[0], source(seed=1)[0])
+    assert (rows_of(validation[0].perturbed) == validation.draw(0).cells).all()
+    for changed in ({"divisor": 1.0}, {"densify": "device"}):
+        with pytest.raises(ValueError, match=r"divided by 10\.0; this source asks for"):
+            source(store, cells=one.cells, **changed)
 
 
-def test_every_cell_once_an_epoch_across_batches_that_run_on():
+def test_a_store_is_loaded_in_parts(monkeypatch):
+    monkeypatch.setattr(tiers, "LOADED_AT_ONCE", 100)
+    store = fake_store()
+    made = source(store)
+    assert len(store.fetched) == 4 and sum(store.fetched) == store.n_cells
+    for step in range(4):
+        assert_same(made[step], source()[step])
+
+
+def test_batches_run_on_across_epochs():
     made = source()  # 10 sets in an epoch, 3 in a batch: 10 batches are exactly 3 epochs
-    sets = [
-        (rows_of(x), mask) for step in range(10) for x, mask in zip(made[step].perturbed, made[step].mask)
-    ]
-    train = [row for row in range(129) if fake_store().groups.split[fake_store().group_of[row]] == 0]
-    for epoch in range(3):
-        real = np.concatenate([rows[mask == 1] for rows, mask in sets[10 * epoch : 10 * epoch + 10]])
-        assert sorted(real) == train
+    real = np.concatenate([rows_of(made[step].perturbed)[made[step].mask == 1] for step in range(10)])
+    store = fake_store()
+    train = np.flatnonzero(store.groups.split[store.group_of] == 0)
+    assert sorted(real.tolist()) == sorted([*train.tolist()] * 3)
 
 
 def test_any_order_of_asking_and_a_fresh_source_give_the_same_stream():
@@ -98,13 +101,29 @@ def test_any_order_of_asking_and_a_fresh_source_give_the_same_stream():
     assert (source(seed=6)[0].perturbed != forward[0].perturbed).any()
 
 
-def test_the_stream_of_sets_does_not_depend_on_the_batch_size():
-    wide, narrow = source(sets_per_batch=6), source(sets_per_batch=2)
-    parts = [narrow[step] for step in range(6)]
-    for step in range(2):
+@pytest.mark.parametrize("hosts", [2, 4, 8])
+@pytest.mark.parametrize("tier", ["resident", "streamed"])
+def test_the_batch_of_several_hosts_is_the_batch_of_one(hosts, tier):
+    store, options = fake_store(random_table()), {"sets_per_batch": 16, "reach": SHORT, "tier": tier}
+    whole = source(store, **options)
+    parts = [source(store, process=(number, hosts), **options) for number in range(hosts)]
+    for step in (0, 1, 7, 30):
+        made = [part[step] for part in parts]
+        assert {len(part.mask) for part in made} == {16 // hosts}
         for field in FIELDS:
-            joined = np.concatenate([getattr(part, field) for part in parts[3 * step : 3 * step + 3]])
-            np.testing.assert_array_equal(getattr(wide[step], field), joined)
+            joined = np.concatenate([getattr(part, field) for part in made])
+            np.testing.assert_array_equal(getattr(whole[step], field), joined)
+
+
+@pytest.mark.parametrize("batch", [1, 6, 8, 67, 128])
+def test_every_cell_once_an_epoch_whatever_the_batch(batch):
+    store = fake_store(random_table())
+    made = source(store, sets_per_batch=batch, reach=SHORT)
+    expected = np.flatnonzero(store.groups.split[store.group_of] == 0)
+    drawn = [made.draw(step) for step in range(3 * made.n_sets // batch + 2)]
+    for epoch in range(3):
+        real = np.concatenate([d.cells[(d.mask == 1) & (d.epoch == epoch)[:, None]] for d in drawn])
+        np.testing.assert_array_equal(np.sort(real), expected)
 
 
 def test_sizes_that_a_source_reports():
@@ -157,89 +176,16 @@ def test_wrong_requests_are_named():
         source(sets_per_batch=0)
     with pytest.raises(RequestError, match=r"fake\.store: unknown split"):
         source(split="tests")
+    for changed, message in (
+        ({"tier": "memory"}, r"unknown tier 'memory'(.|\n)*streamed"),
+        ({"densify": "gpu"}, r"unknown densify 'gpu'(.|\n)*device"),
+        ({"group_by": "batch"}, r"unknown group_by 'batch'(.|\n)*cell_type"),
+        ({"control_memory": 0}, "control_memory = 0"),
+        ({"process": (0, 2)}, r"shared by 2 processes(.|\n)*divide 3"),
+        ({"process": (3, 3)}, "shared by 3 processes"),
+        ({"blocks": 2}, "2 devices"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            source(**changed)
     with pytest.raises(IndexError, match="step -1"):
         source()[-1]
-
-
-@pytest.mark.parametrize("threads", [0, 1, 3])
-def test_prefetch_equals_asking_and_starts_anywhere(threads):
-    made = source()
-    got = list(prefetch(made, 4, stop_step=15, num_threads=threads))
-    assert [step for step, _ in got] == list(range(4, 15))
-    for step, batch in got:
-        assert_same(batch, source()[step])
-
-
-def test_resuming_repeats_the_unbroken_run():
-    unbroken = dict(prefetch(source(), 0, stop_step=9))
-    first = prefetch(source(), 0)
-    taken = [next(first) for _ in range(4)]
-    first.close()
-    resumed = taken + list(prefetch(source(), taken[-1][0] + 1, stop_step=9))
-    assert [step for step, _ in resumed] == list(unbroken)
-    for step, batch in resumed:
-        assert_same(batch, unbroken[step])
-
-
-def test_prefetch_raises_the_sources_error_at_its_step():
-    class Broken:
-        def __getitem__(self, step):
-            if step == 2:
-                raise RequestError("cell 7 is damaged")
-            return step
-
-    ahead = prefetch(Broken())
-    assert [next(ahead), next(ahead)] == [(0, 0), (1, 1)]
-    with pytest.raises(RequestError, match="cell 7 is damaged"):
-        next(ahead)
-
-
-def test_closing_prefetch_stops_the_work_ahead():
-    asked = []
-
-    class Slow:
-        def __getitem__(self, step):
-            asked.append(step)
-            time.sleep(0.02)
-            return step
-
-    ahead = prefetch(Slow(), num_threads=1, buffer=20)
-    next(ahead)
-    ahead.close()
-    done = len(asked)
-    time.sleep(0.2)
-    assert len(asked) <= done + 1  # the batch under way may end, the ones behind it are dropped
-    with pytest.raises(StopIteration):
-        next(ahead)
-
-
-def test_leaving_prefetch_early_does_not_hang_the_process():
-    """The process leaves an endless, slow source in the middle: once closed, once simply dropped at exit."""
-    script = """
-        import time
-        from perturbdiff_jax.data.loader import prefetch
-        class Slow:
-            def __getitem__(self, step):
-                time.sleep(0.05)
-                return step
-        closed = prefetch(Slow(), 3, num_threads=2, buffer=4)
-        assert next(closed) == (3, 3)
-        closed.close()
-        left = prefetch(Slow(), num_threads=2, buffer=4)
-        for step, item in left:
-            if step == 2:
-                break
-        print("left", flush=True)
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, text=True, timeout=20
-    )
-    assert done.returncode == 0 and done.stdout == "left\n", done.stderr
-
-
-def test_real_sized_matrix_gathers_exactly():
-    """Repeated and unordered rows of a larger CSR matrix, with empty rows, against numpy indexing."""
-    matrix = sp.random(500, 60, 0.05, format="csr", dtype=np.float32, random_state=1)
-    cells = ResidentCells(types.SimpleNamespace(load=lambda: matrix), divisor=2.0)
-    rows = np.random.default_rng(0).integers(0, 500, (5, 40))
-    np.testing.assert_array_equal(cells.dense(rows), matrix.toarray()[rows] / np.float32(2))

@@ -1,0 +1,116 @@
+"""Which column of every file is which gene of the store, when files differ in their genes and in their order.
+
+A list decides alone: what a file lacks of it counts as zero. Without a list the genes that every file has are kept.
+Either way what is missing is said, and a file that lacks most of them is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from perturbdiff_jax.data.genes import match_genes, read_gene_list
+from perturbdiff_jax.data.labels import Labels
+from perturbdiff_jax.errors import RequestError, shorten
+
+if TYPE_CHECKING:
+    from perturbdiff_jax.data.prepare import PrepareOptions
+
+LEAST = 0.5  # share of the genes that every file must have
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneColumns:
+    """`names` in the store's order; `places[file]` int32 [genes of the file]: the gene's position, -1 = left out.
+
+    `origin` is a phrase for the table; None means that they are candidates, `variable` genes of which are wanted.
+    """
+
+    names: list[str]
+    places: list[np.ndarray]
+    origin: str | None
+
+    def keep(self, chosen: np.ndarray, origin: str) -> GeneColumns:
+        """Only the genes at positions `chosen`, in that order."""
+        to = np.full(len(self.names) + 1, -1, dtype=np.int32)  # the last one is for those left out
+        to[chosen] = np.arange(len(chosen))
+        return GeneColumns([self.names[i] for i in chosen], [to[place] for place in self.places], origin)
+
+
+def gene_columns(labels: Labels, options: PrepareOptions, echo: Callable[[str], None]) -> GeneColumns:
+    """Decides by --genes, --all-genes or --hvg; raises RequestError when files have too little in common."""
+    if options.genes is not None and not options.all_genes:
+        return _listed(labels, options, echo)
+    names = _common(labels, echo)
+    origin = "all" if len(labels.files) == 1 else "all that every file has"
+    if not options.all_genes and options.hvg is not None:
+        if options.hvg < len(names):
+            origin = None
+        elif options.hvg > len(names):
+            echo(
+                f"{options.hvg:,} highly variable genes asked for, the data have {len(names):,}: all are kept."
+            )
+    return GeneColumns(names, _places(labels, names), origin)
+
+
+def _places(labels: Labels, names: list[str]) -> list[np.ndarray]:
+    index = pd.Index(np.array(names, dtype=object))
+    return [index.get_indexer(pd.Index(genes)).astype(np.int32) for genes in labels.genes]
+
+
+def _listed(labels: Labels, options: PrepareOptions, echo: Callable[[str], None]) -> GeneColumns:
+    wanted = read_gene_list(options.genes)
+    known = set().union(*labels.genes)
+    names = [name for name in wanted if name in known]
+    if not names:
+        match_genes(wanted, labels.genes[0], source=str(options.genes), file=shorten(labels.files, 3))
+    if len(names) < len(wanted):
+        lost = [name for name in wanted if name not in known]
+        echo(
+            f"{options.genes}: {len(lost)} of {len(wanted)} genes are not in the data, left out: "
+            f"{shorten(lost, 5)}."
+        )
+    for file, genes in zip(labels.files, labels.genes, strict=True):
+        own = set(genes)
+        lost = [name for name in names if name not in own]
+        if len(lost) > (1 - LEAST) * len(names):
+            raise RequestError(
+                f"{file}: has {len(names) - len(lost):,} of the {len(names):,} genes of {options.genes}; at least "
+                f"{LEAST:.0%} are needed.\nMissing: {shorten(lost, 5)}."
+            )
+        if lost:
+            echo(
+                f"{file}: {len(lost):,} of the {len(names):,} listed genes are missing and count as zero: "
+                f"{shorten(lost, 5)}."
+            )
+    return GeneColumns(names, _places(labels, names), f"list {options.genes}")
+
+
+def _common(labels: Labels, echo: Callable[[str], None]) -> list[str]:
+    """The genes of every file, in the first file's order."""
+    shared = set(labels.genes[0]).intersection(*labels.genes[1:])
+    smallest = min(range(len(labels.files)), key=lambda number: len(labels.genes[number]))
+    if len(shared) < LEAST * len(labels.genes[smallest]):
+        other = 0 if smallest else next(n for n in range(1, len(labels.files)))
+        raise RequestError(
+            f"{labels.files[smallest]}: {len(shared):,} of its {len(labels.genes[smallest]):,} genes are in every "
+            f"other file (as {labels.files[other]}); at least {LEAST:.0%} are needed.\n"
+            f"It has {shorten(labels.genes[smallest], 3)}; the other has {shorten(labels.genes[other], 3)}."
+        )
+    everything = dict.fromkeys(gene for genes in labels.genes for gene in genes)
+    lost = [gene for gene in everything if gene not in shared]
+    if lost:
+        lacking = [
+            f"{file} lacks {len(everything) - len(genes):,}"
+            for file, genes in zip(labels.files, labels.genes, strict=True)
+            if len(genes) < len(everything)
+        ]
+        echo(
+            f"{len(lost):,} of {len(everything):,} genes are not in every file and left out: {shorten(lost, 5)} "
+            f"({shorten(lacking, 3)})."
+        )
+    return [gene for gene in labels.genes[0] if gene in shared]

@@ -1,0 +1,92 @@
+"""What `prepare` is asked for, and which wishes are refused before anything is read."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from perturbdiff_jax.data.store_shards import CODECS
+from perturbdiff_jax.data.values import ENCODINGS
+from perturbdiff_jax.errors import RequestError, unknown
+
+LEAST_MEMORY = 1024 * 1024
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """What `prepare` is asked for; the command line's options under the same names.
+
+    `holdout` is splits.hold_out's rule, {"fraction", "context", "validation_fraction", "seed"}. Of hvg, genes
+    and all_genes the later ones win: `all_genes`, then `genes`, then `hvg`. hvg None means all genes. `seed`
+    orders the cells inside groups. `cells_per_set` only serves the table. `memory` (bytes) bounds the cells and
+    labels held at once, `workers` the processes that read, `codec` packs the arrays; a store for a URL is made in
+    the folder `scratch` (None: the system's) first. Memory and workers do not change the store.
+    """
+
+    perturbation_key: str
+    control: str
+    cell_type_key: str | None = None
+    batch_key: str | None = None
+    dose_key: str | None = None
+    layer: str | None = None
+    values: str = "auto"
+    total_key: str | None = None
+    target_sum: float = 1e4
+    hvg: int | None = 2000
+    genes: str | None = None
+    all_genes: bool = False
+    split: str | None = None
+    holdout: dict | None = None
+    seed: int = 0
+    cells_per_set: int = 32
+    overwrite: bool = False
+    memory: int = 2 * 1024**3
+    workers: int = 1
+    codec: str = "lz4"
+    scratch: str | None = None
+
+
+UNSEEN = (
+    "cells_per_set",
+    "overwrite",
+    "memory",
+    "workers",
+    "scratch",
+)  # options that leave the store as it is
+
+
+def check_options(inputs: Sequence[str | pathlib.Path], options: PrepareOptions) -> None:
+    """Raises RequestError for anything that is wrong whatever the files hold."""
+    if not inputs:
+        raise RequestError("--input: no file given.")
+    paths = [pathlib.Path(path).resolve() for path in inputs]
+    again = [str(path) for path in paths if paths.count(path) > 1]
+    if again:
+        raise RequestError(f"--input: {again[0]} is given twice; its cells would count twice.")
+    if options.values not in ("auto", *ENCODINGS):
+        raise unknown("--values", options.values, ("auto", *ENCODINGS))
+    if options.codec not in CODECS:
+        raise unknown("--codec", options.codec, CODECS)
+    if not (np.isfinite(options.target_sum) and options.target_sum > 0):
+        raise RequestError(f"--target-sum {options.target_sum}: allowed is a number above 0.")
+    if options.hvg is not None and options.hvg < 1:
+        raise RequestError(f"--hvg {options.hvg}: allowed are 1 or more genes.")
+    if options.cells_per_set < 1:
+        raise RequestError(f"cells per set {options.cells_per_set}: allowed is 1 or more.")
+    if options.seed < 0:
+        raise RequestError(f"seed {options.seed}: allowed is 0 or more.")
+    if options.workers < 1:
+        raise RequestError(f"--workers {options.workers}: allowed is 1 or more.")
+    if options.memory < LEAST_MEMORY:
+        raise RequestError(f"--memory {options.memory} bytes: allowed is 1MiB or more.")
+    keys = [options.perturbation_key, options.cell_type_key, options.batch_key, options.dose_key]
+    given = [key for key in keys if key]
+    twice = {key for key in given if given.count(key) > 1}
+    if twice:
+        raise RequestError(f"column {twice.pop()!r} was given for two keys; allowed is one obs column each.")
+    taken = [key for key in given if key in ("source", "source_row")]
+    if taken:
+        raise RequestError(
+            f"column {taken[0]!r}: the store uses this name itself. Rename the column in the file."
+        )
