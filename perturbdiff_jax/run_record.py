@@ -15,8 +15,8 @@ from perturbdiff_jax.checkpoint import package_versions
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.settings import Settings
 
-# Sections that may differ when a run is taken up again: they change no weight and no cell that is there already.
-FREE = ("predict", "sampler")
+# What may differ when a run is taken up again: it changes no weight and no cell that is there already.
+FREE = ("predict", "sampler", "loader.tier", "loader.memory", "loader.densify")
 # As long as there is only a store, everything that did not make it may differ.
 STORE_SECTIONS = ("seed", "data", "holdout", "simulate")
 
@@ -41,7 +41,7 @@ def check_same_run(workdir: Path, settings: Settings) -> None:
     asked = json.loads(json.dumps(settings.to_dict()))
     file = workdir / "config.json"
     if (workdir / "bundle" / "bundle.json").exists():
-        binding = [name for name in asked if name not in FREE]
+        binding = list(asked)
     else:
         binding = [name for name in asked if (workdir / "store").exists() and name in STORE_SECTIONS]
     before = _read(file) if binding and file.exists() else asked
@@ -87,6 +87,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _differences(before: Any, now: Any, path: str) -> Iterator[str]:
+    if path in FREE:
+        return
     if isinstance(before, dict) and isinstance(now, dict):
         for name in {**before, **now}:
             yield from _differences(before.get(name), now.get(name), f"{path}.{name}")

@@ -101,6 +101,8 @@ def describe(settings: Settings, store: Store) -> Bundle:
     named = zip(groups.perturbation[seen], groups.cell_type[seen], groups.batch[seen])
     best = settings.train.best_metric
     values = store.manifest["values"]
+    # Counts that were recovered from log1p values: the file's own target sum may be another one.
+    known_total = store.is_counts and not values.get("recovered")
     return Bundle(
         genes=store.genes,
         perturbations=store.perturbations,
@@ -112,7 +114,7 @@ def describe(settings: Settings, store: Store) -> Bundle:
             "target_sum": values["target_sum"],
             "log": "log1p",
             "divisor": settings.loader.divisor,
-            "largest": math.log1p(values["target_sum"]) if store.is_counts else LARGEST_LOGNORM,
+            "largest": math.log1p(values["target_sum"]) if known_total else LARGEST_LOGNORM,
         },
         trained=[[store.perturbations[p], store.cell_types[c], store.batches[b]] for p, c, b in named],
         split=store.manifest["split"],

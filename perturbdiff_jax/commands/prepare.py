@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import os
 import re
 
 from perturbdiff_jax.errors import RequestError
@@ -79,7 +78,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
     add(
         "--workers",
         type=int,
-        default=min(8, _processors()),
+        default=None,
         metavar="N",
         help="processes that read files (the CPUs at hand, at most 8)",
     )
@@ -105,11 +104,6 @@ def size(text: str) -> int:
     number, letter, binary = found.groups()
     power = "KMGT".find(letter.upper()) + 1 if letter else 0
     return int(float(number) * (1024 if binary else 1000) ** power)
-
-
-def _processors() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(args: argparse.Namespace) -> None:
@@ -148,12 +142,15 @@ def _check_jobs(args: argparse.Namespace) -> None:
             raise RequestError(f"prepare: --{name.replace('_', '-')} has no meaning with --{jobs[0]}.")
     if args.memory < 1:
         raise RequestError("--memory: allowed is a size above 0.")
-    if args.workers < 1:
+    if args.workers is not None and args.workers < 1:
         raise RequestError(f"--workers {args.workers}: allowed is 1 or more.")
 
 
 def _rule(args: argparse.Namespace) -> dict | None:
-    from perturbdiff_jax.settings import HoldoutOptions
+    asked = (args.holdout, args.holdout_validation, args.holdout_batch, args.holdout_cell_type)
+    if not any(asked):
+        return None
+    from perturbdiff_jax.settings import HoldoutOptions  # only now: it brings jax along, which takes memory
 
     rule = HoldoutOptions(
         fraction=args.holdout or 0.0,
@@ -173,4 +170,5 @@ def _rule(args: argparse.Namespace) -> dict | None:
 
 def _given(args: argparse.Namespace, kind: type) -> dict:
     known = {field.name for field in dataclasses.fields(kind)}
-    return {name: value for name, value in vars(args).items() if name in known and name != "holdout"}
+    given = {name: value for name, value in vars(args).items() if name in known and value is not None}
+    return {name: value for name, value in given.items() if name != "holdout"}

@@ -1,6 +1,7 @@
 """What `prepare` is asked for, and which wishes are refused before anything is read."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -11,6 +12,13 @@ from perturbdiff_jax.data.values import ENCODINGS
 from perturbdiff_jax.errors import RequestError, unknown
 
 LEAST_MEMORY = 1024 * 1024
+MOST_WORKERS = 8  # by default: more rarely find enough to read
+
+
+def processors() -> int:
+    """Processes that may read by default: one for each CPU that this one may use, at most MOST_WORKERS."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_WORKERS, count)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +50,7 @@ class PrepareOptions:
     cells_per_set: int = 32
     overwrite: bool = False
     memory: int = 2 * 1024**3
-    workers: int = 1
+    workers: int = dataclasses.field(default_factory=processors)
     codec: str = "lz4"
     scratch: str | None = None
 

@@ -37,7 +37,7 @@ def test_what_is_no_size(text):
 
 def test_defaults():
     args = parsed()
-    assert (args.memory, args.codec, args.scratch) == (2 << 30, "lz4", None) and 1 <= args.workers <= 8
+    assert (args.memory, args.codec, args.scratch) == (2 << 30, "lz4", None) and args.workers is None
     assert parsed("--merge", "a", "b").merge == ["a", "b"]
 
 
@@ -72,6 +72,8 @@ def test_what_is_asked_reaches_the_job(monkeypatch):
     inputs, output, options = got.pop()
     assert (inputs, output, options.memory, options.workers) == (["a", "b"], "s", 1 << 30, 3)
     assert (options.codec, options.scratch, options.seed, options.control) == ("zstd", "/x", 5, "ctrl")
+    assert cli.run(["prepare", "--input", "a", "--output", "s", *keys]) == 0
+    assert 1 <= got.pop()[2].workers <= 8  # the CPUs at hand
     assert cli.run(["prepare", "--merge", "a", "--output", "s", "--holdout", "0.3", "--seed", "5"]) == 0
     inputs, output, options = got.pop()
     assert (inputs, output, options.seed, options.holdout["fraction"]) == (["a"], "s", 5, 0.3)
