@@ -15,8 +15,8 @@ import scipy.sparse as sp
 
 from perturbdiff_jax.data.conditions import CONTROL, TRAIN
 from perturbdiff_jax.data.groups import Groups
-from perturbdiff_jax.data.store_shards import write_ranges
-from perturbdiff_jax.data.store_writer import StoreWriter
+from perturbdiff_jax.data.storage.shards import write_ranges
+from perturbdiff_jax.data.storage.writer import StoreWriter
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

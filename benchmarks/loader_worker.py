@@ -163,7 +163,7 @@ def per_row(job: dict) -> dict:
 
 def mapped(job: dict) -> dict:
     """The limit: a memory map in the page cache; perturbed cells as slices, control cells scattered, no shuffle."""
-    from perturbdiff_jax.data.blocks import copy_rows
+    from perturbdiff_jax.data.loading.blocks import copy_rows
 
     words, pointers = np.load(job["words"], mmap_mode="r"), np.load(job["pointers"])
     nothing = np.zeros(len(words), np.int8)

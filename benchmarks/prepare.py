@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 
 from perturbdiff_jax.commands.prepare import size
-from perturbdiff_jax.data.store_writer import store_hash
+from perturbdiff_jax.data.storage.writer import store_hash
 
 BLOCK = 50_000  # cells drawn; they come again with other labels
 PREPARE = "from perturbdiff_jax.cli import run; raise SystemExit(run())"

@@ -9,11 +9,11 @@ import numpy as np
 from perturbdiff_jax.checkpoint import Bundle, package_versions
 from perturbdiff_jax.data.conditions import CONTROL as CONTROL_SPLIT
 from perturbdiff_jax.data.conditions import TEST, TRAIN, VALIDATION
-from perturbdiff_jax.data.index import index_sets
+from perturbdiff_jax.data.loading.index import index_sets
 from perturbdiff_jax.data.prepare import prepare
 from perturbdiff_jax.data.simulate import CONTROL, write_simulated
+from perturbdiff_jax.data.storage.view import regroup
 from perturbdiff_jax.data.store import Store
-from perturbdiff_jax.data.store_view import regroup
 from perturbdiff_jax.errors import RequestError, shorten
 from perturbdiff_jax.settings import BEST_METRICS, Settings, TrainOptions
 

@@ -15,10 +15,10 @@ import ml_collections
 from ml_collections import config_dict
 
 from perturbdiff_jax.data.loader import GROUPINGS
+from perturbdiff_jax.data.loading.set_stream import FORMS
+from perturbdiff_jax.data.loading.tiers import TIERS
 from perturbdiff_jax.data.prepare import PrepareOptions
-from perturbdiff_jax.data.set_stream import FORMS
 from perturbdiff_jax.data.simulate import SimulateOptions
-from perturbdiff_jax.data.tiers import TIERS
 from perturbdiff_jax.diffusion.objective import ObjectiveOptions
 from perturbdiff_jax.diffusion.samplers import SamplerOptions, timesteps
 from perturbdiff_jax.diffusion.schedule import Schedule

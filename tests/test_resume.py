@@ -132,7 +132,7 @@ def test_a_run_broken_in_any_stage_leaves_nothing_half_written(finished, tmp_pat
     import anndata
     import pandas
 
-    from perturbdiff_jax.data.store_writer import StoreWriter
+    from perturbdiff_jax.data.storage.writer import StoreWriter
 
     def stop(_, path=None, *__, **___):
         if isinstance(path, pathlib.Path):

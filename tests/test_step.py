@@ -12,7 +12,7 @@ import pytest
 
 from perturbdiff_jax import rng, sharding
 from perturbdiff_jax.array_types import Batch
-from perturbdiff_jax.data.batcher import Batcher
+from perturbdiff_jax.data.loading.batcher import Batcher
 from perturbdiff_jax.diffusion.objective import ObjectiveOptions
 from perturbdiff_jax.diffusion.schedule import Schedule
 from perturbdiff_jax.errors import RequestError

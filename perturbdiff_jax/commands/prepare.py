@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
         return
     rule = _rule(args)
     if args.merge:
-        from perturbdiff_jax.data.store_merge import MergeOptions, merge
+        from perturbdiff_jax.data.storage.merge import MergeOptions, merge
 
         merge(args.merge, args.output, MergeOptions(**_given(args, MergeOptions), holdout=rule))
         return

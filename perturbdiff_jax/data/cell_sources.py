@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from perturbdiff_jax.data.h5ad import H5ad
-from perturbdiff_jax.data.matrix import BLOCK_ELEMENTS, canonical, widened
+from perturbdiff_jax.data.preparation.matrix import BLOCK_ELEMENTS, canonical, widened
 from perturbdiff_jax.errors import RequestError
 
 

@@ -2,7 +2,7 @@
 
 Highly variable means `scanpy.pp.highly_variable_genes(flavor="seurat", n_top_genes=n)` on log1p-normalised
 values: dispersion = variance / mean of expm1(x) per gene, log taken, centred and scaled within 20 bins of the
-log mean expression, the n largest kept. Mean and variance come from moments.py.
+log mean expression, the n largest kept. Mean and variance come from preparation/moments.py.
 """
 
 import csv
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from perturbdiff_jax.data.moments import Moments
+from perturbdiff_jax.data.preparation.moments import Moments
 from perturbdiff_jax.errors import RequestError, shorten
 from perturbdiff_jax.pickles import Record, read_pickle
 

@@ -7,9 +7,9 @@ import dataclasses
 
 import numpy as np
 
-from perturbdiff_jax.data.draws import fold, folded, words_at
+from perturbdiff_jax.data.loading.draws import fold, folded, words_at
 
-ROWS = 100  # what the keys of rows are for; those of the loader are in draws.py
+ROWS = 100  # what the keys of rows are for; those of the loader are in loading/draws.py
 AT_ONCE = 1 << 20  # rows shuffled together
 
 FALLBACKS = (

@@ -1,8 +1,8 @@
 """Opening an AnnData h5ad file: names, obs columns and the matrix in blocks of rows.
 
 Read as data and never executed. Owns the dataframes of the file, in old and new encodings; the matrix is read by
-matrix.py, and what its numbers may be is checked in values.py. This module knows nothing of perturbations or
-splits. Nothing holds a Python object for every cell: names are numpy strings, labels are codes.
+preparation/matrix.py, and what its numbers may be is checked in values.py. This module knows nothing of
+perturbations or splits. Nothing holds a Python object for every cell: names are numpy strings, labels are codes.
 """
 
 import pathlib
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from perturbdiff_jax.data.matrix import BLOCK_ELEMENTS, Matrix
+from perturbdiff_jax.data.preparation.matrix import BLOCK_ELEMENTS, Matrix
 from perturbdiff_jax.errors import RequestError, shorten, unknown
 
 TEXT = np.dtypes.StringDType()

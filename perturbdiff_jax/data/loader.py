@@ -1,8 +1,8 @@
 """Batches of cell sets: `batch = source[step]`, a pure function of (store, options, seed, step).
 
 Nothing here has a position to save: a run resumes by asking for the next step, and grain (threads of this process) only
-asks ahead. Which cells are drawn is decided by lanes.py and sampler.py, alike whether the store lies in memory
-(resident) or is read while training (streamed), and on however many hosts.
+asks ahead. Which cells are drawn is decided by loading/lanes.py and loading/sampler.py, alike whether the store lies
+in memory (resident) or is read while training (streamed), and on however many hosts.
 """
 
 import dataclasses
@@ -12,11 +12,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from perturbdiff_jax.array_types import Batch, PackedBatch
-from perturbdiff_jax.data.index import index_sets
-from perturbdiff_jax.data.lanes import Lanes, lane_count
-from perturbdiff_jax.data.sampler import Draw
-from perturbdiff_jax.data.set_stream import AS_THE_STORE, Reach, SetStream
-from perturbdiff_jax.data.tiers import ResidentCells
+from perturbdiff_jax.data.loading.index import index_sets
+from perturbdiff_jax.data.loading.lanes import Lanes, lane_count
+from perturbdiff_jax.data.loading.sampler import Draw
+from perturbdiff_jax.data.loading.set_stream import AS_THE_STORE, Reach, SetStream
+from perturbdiff_jax.data.loading.tiers import ResidentCells
 from perturbdiff_jax.errors import RequestError, unknown
 
 GROUPINGS = ("context", "cell_type", "pretraining")
@@ -26,7 +26,8 @@ class SetSource(SetStream):
     """The endless training stream: `source[step]` for any step >= 0, in any order, fixed by the seed.
 
     All batches have the same shape and run on across epochs. In an epoch every cell of the split appears exactly once
-    with mask 1; see lanes.py for the order of sets and sampler.py for the draws. Safe to ask from several threads.
+    with mask 1; see loading/lanes.py for the order of sets and loading/sampler.py for the draws. Safe to ask from
+    several threads.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class SetSource(SetStream):
         if group_by not in GROUPINGS:
             raise unknown("group_by", group_by, GROUPINGS)
         if group_by != "context":
-            from perturbdiff_jax.data.store_view import regroup
+            from perturbdiff_jax.data.storage.view import regroup
 
             store = regroup(store, group_by)
         reach = reach.settled(store)

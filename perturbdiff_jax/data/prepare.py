@@ -20,19 +20,19 @@ import numpy as np
 
 from perturbdiff_jax.data import genes as gene_choice
 from perturbdiff_jax.data.conditions import CONTROL, TRAIN, Conditions
-from perturbdiff_jax.data.gene_columns import GeneColumns, gene_columns
 from perturbdiff_jax.data.groups import Groups, group_cells
-from perturbdiff_jax.data.labels import ROLES, Labels, read_labels, store_obs
-from perturbdiff_jax.data.prepare_gather import gather, scatter
-from perturbdiff_jax.data.prepare_journal import Workplace, fingerprint
-from perturbdiff_jax.data.prepare_options import UNSEEN, check_options
-from perturbdiff_jax.data.prepare_options import PrepareOptions as PrepareOptions
-from perturbdiff_jax.data.prepare_scan import TASK, Crew, Survey, stretches, survey
-from perturbdiff_jax.data.prepare_table import table
-from perturbdiff_jax.data.prepare_workers import Workers
+from perturbdiff_jax.data.preparation.gather import gather, scatter
+from perturbdiff_jax.data.preparation.gene_columns import GeneColumns, gene_columns
+from perturbdiff_jax.data.preparation.journal import Workplace, fingerprint
+from perturbdiff_jax.data.preparation.labels import ROLES, Labels, read_labels, store_obs
+from perturbdiff_jax.data.preparation.options import UNSEEN, check_options
+from perturbdiff_jax.data.preparation.options import PrepareOptions as PrepareOptions
+from perturbdiff_jax.data.preparation.scan import TASK, Crew, Survey, stretches, survey
+from perturbdiff_jax.data.preparation.table import table
+from perturbdiff_jax.data.preparation.workers import Workers
 from perturbdiff_jax.data.splits import Assignment, assign
+from perturbdiff_jax.data.storage.writer import check_output
 from perturbdiff_jax.data.store import Store
-from perturbdiff_jax.data.store_writer import check_output
 from perturbdiff_jax.errors import RequestError
 
 PARALLEL = 16 * 1024 * 1024  # numbers from which on starting processes pays
@@ -53,8 +53,9 @@ def prepare(
 
     Counts are stored as they are with a float32 scale, target_sum / total, where total is obs[total_key] or the cell's
     sum over ALL genes of its file. Log1p values are stored as the counts they were made from, with the scale that gives
-    them back, if every cell allows it, otherwise as float32. Files may differ in their genes (gene_columns.py). `echo`
-    gets progress and the closing table. Raises RequestError for wrong input; then nothing is written.
+    them back, if every cell allows it, otherwise as float32. Files may differ in their genes
+    (preparation/gene_columns.py). `echo` gets progress and the closing table. Raises RequestError for wrong input; then
+    nothing is written.
     """
     check_options(inputs, options)
     if "://" in str(output):
@@ -106,7 +107,7 @@ def _prepare_remote(
     inputs: Sequence[str | pathlib.Path], url: str, options: PrepareOptions, echo: Callable[[str], None]
 ) -> Store:
     """Prepares in a folder of this machine, the same for the same URL so that a killed run goes on, and copies."""
-    from perturbdiff_jax.data.store_copy import check_target, copy_store
+    from perturbdiff_jax.data.storage.copy import check_target, copy_store
 
     check_target(url, overwrite=options.overwrite)
     scratch = pathlib.Path(options.scratch or tempfile.gettempdir())

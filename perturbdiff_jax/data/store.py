@@ -1,6 +1,6 @@
 """The store: grouped cells as a valid AnnData zarr v3 group plus manifest.json, read through tensorstore.
 
-Layout (written by store_writer.py):
+Layout (written by storage/writer.py):
     X/{data,indices,indptr}        CSR, sorted; counts as uint16/uint32 or log1p values as float32
     X                              instead, where many counts are above 0: uint8 [cells, genes]
     obs, var                       keys and source row of every cell; gene names
@@ -8,7 +8,7 @@ Layout (written by store_writer.py):
     uns/perturbdiff/row_nnz        int32 [cells], stored values of the row (CSR only)
     manifest.json                  vocabularies, groups, split, checksums; "complete" is written last
 The two arrays of ours lie under uns because `anndata.read_zarr` refuses other members at the top. A folder
-with a manifest that lists parts is an index over other stores (store_merge.py).
+with a manifest that lists parts is an index over other stores (storage/merge.py).
 """
 
 import functools
@@ -23,17 +23,17 @@ import tensorstore as ts
 from perturbdiff_jax.data.conditions import SPLITS as SPLITS
 from perturbdiff_jax.data.groups import FALLBACKS as FALLBACKS
 from perturbdiff_jax.data.groups import Groups
-from perturbdiff_jax.data.location import Location, locate, reason
-from perturbdiff_jax.data.store_face import StoreFace
-from perturbdiff_jax.data.store_fetch import Fetch
-from perturbdiff_jax.data.store_manifest import EXTRA as EXTRA
-from perturbdiff_jax.data.store_manifest import FORMAT as FORMAT
-from perturbdiff_jax.data.store_manifest import MANIFEST as MANIFEST
-from perturbdiff_jax.data.store_manifest import VERSION as VERSION
-from perturbdiff_jax.data.store_manifest import damaged, read_manifest
-from perturbdiff_jax.data.store_manifest import file_sha256 as file_sha256
-from perturbdiff_jax.data.store_manifest import is_store as is_store
-from perturbdiff_jax.data.store_obs import read_obs
+from perturbdiff_jax.data.storage.face import StoreFace
+from perturbdiff_jax.data.storage.fetch import Fetch
+from perturbdiff_jax.data.storage.location import Location, locate, reason
+from perturbdiff_jax.data.storage.manifest import EXTRA as EXTRA
+from perturbdiff_jax.data.storage.manifest import FORMAT as FORMAT
+from perturbdiff_jax.data.storage.manifest import MANIFEST as MANIFEST
+from perturbdiff_jax.data.storage.manifest import VERSION as VERSION
+from perturbdiff_jax.data.storage.manifest import damaged, read_manifest
+from perturbdiff_jax.data.storage.manifest import file_sha256 as file_sha256
+from perturbdiff_jax.data.storage.manifest import is_store as is_store
+from perturbdiff_jax.data.storage.obs import read_obs
 from perturbdiff_jax.errors import RequestError
 
 
@@ -57,7 +57,7 @@ class Store(StoreFace):
         place = locate(path)
         manifest, manifest_hash = read_manifest(place)
         if "parts" in manifest:
-            from perturbdiff_jax.data.store_index import open_index  # it opens stores in its turn
+            from perturbdiff_jax.data.storage.index import open_index  # it opens stores in its turn
 
             return open_index(place, manifest)
         store = cls(place, manifest, manifest_hash)
@@ -142,7 +142,7 @@ class Store(StoreFace):
         return pathlib.Path(self._scratch.name) / "obs"
 
     def verify(self, echo: Callable[[str], None] | None = None) -> str:
-        """Checks every byte and what the arrays say to each other; see `store_verify.verify`."""
-        from perturbdiff_jax.data.store_verify import verify
+        """Checks every byte and what the arrays say to each other; see `storage/verify.py`."""
+        from perturbdiff_jax.data.storage.verify import verify
 
         return verify(self, echo)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 
-from perturbdiff_jax.data.checks import EMPTY, NEGATIVE, NOT_FINITE, Findings
-from perturbdiff_jax.data.matrix import BLOCK_ELEMENTS
+from perturbdiff_jax.data.preparation.checks import EMPTY, NEGATIVE, NOT_FINITE, Findings
+from perturbdiff_jax.data.preparation.matrix import BLOCK_ELEMENTS
 from perturbdiff_jax.errors import RequestError
 
 if TYPE_CHECKING:

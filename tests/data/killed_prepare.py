@@ -19,8 +19,12 @@ import types
 import numpy as np
 
 from perturbdiff_jax.data import prepare as story
-from perturbdiff_jax.data import prepare_parts, prepare_scan, prepare_tasks, store_shards, store_writer
-from perturbdiff_jax.data.store_writer import store_hash
+from perturbdiff_jax.data.preparation import parts as prepare_parts
+from perturbdiff_jax.data.preparation import scan as prepare_scan
+from perturbdiff_jax.data.preparation import tasks as prepare_tasks
+from perturbdiff_jax.data.storage import shards as store_shards
+from perturbdiff_jax.data.storage import writer as store_writer
+from perturbdiff_jax.data.storage.writer import store_hash
 
 OPTIONS = {
     "perturbation_key": "pert",

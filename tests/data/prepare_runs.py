@@ -15,7 +15,8 @@ def run(inputs, output, **options):
     """(store, the printed lines in one text)."""
     lines = []
     inputs = inputs if isinstance(inputs, list) else [inputs]
-    store = prepare(inputs, output, PrepareOptions(**{**KEYS, **options}), echo=lines.append)
+    given = {"workers": 1, **KEYS, **options}
+    store = prepare(inputs, output, PrepareOptions(**given), echo=lines.append)
     return store, "\n".join(lines)
 
 

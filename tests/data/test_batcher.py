@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from cells_in_memory import KINDS, dense_of, random_draw, raw_cells, store_of
 
-from perturbdiff_jax.data.batcher import Batcher
-from perturbdiff_jax.data.blocks import make_block
+from perturbdiff_jax.data.loading.batcher import Batcher
+from perturbdiff_jax.data.loading.blocks import make_block
 from perturbdiff_jax.errors import RequestError
 
 B, S = 4, 6

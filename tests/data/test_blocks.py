@@ -5,10 +5,10 @@ import pytest
 import scipy.sparse as sp
 from cells_in_memory import KINDS, dense_of, raw_cells
 
-from perturbdiff_jax.data import blocks as blocks_module
-from perturbdiff_jax.data.blocks import copy_rows, joined, make_block
+from perturbdiff_jax.data.loading import blocks as blocks_module
+from perturbdiff_jax.data.loading.blocks import copy_rows, joined, make_block
+from perturbdiff_jax.data.loading.selection import Selection
 from perturbdiff_jax.data.raw_cells import RawCells
-from perturbdiff_jax.data.selection import Selection
 from perturbdiff_jax.errors import RequestError
 
 

@@ -5,8 +5,8 @@ import types
 import numpy as np
 from fake_store import fake_store
 
-from perturbdiff_jax.data.control_pool import ControlPool, control_bytes, slab_cells
-from perturbdiff_jax.data.sampler import Sampler
+from perturbdiff_jax.data.loading.control_pool import ControlPool, control_bytes, slab_cells
+from perturbdiff_jax.data.loading.sampler import Sampler
 
 
 def table_of(*sizes):

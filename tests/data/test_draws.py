@@ -5,8 +5,17 @@ import itertools
 import numpy as np
 import pytest
 
-from perturbdiff_jax.data import draws
-from perturbdiff_jax.data.draws import below, fold, folded, permuted, sampled, shuffled, words, words_at
+from perturbdiff_jax.data.loading import draws
+from perturbdiff_jax.data.loading.draws import (
+    below,
+    fold,
+    folded,
+    permuted,
+    sampled,
+    shuffled,
+    words,
+    words_at,
+)
 
 
 def keys_of(n, seed=0):

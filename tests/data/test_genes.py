@@ -18,7 +18,7 @@ from perturbdiff_jax.data.genes import (
     read_gene_list,
 )
 from perturbdiff_jax.data.h5ad import H5ad
-from perturbdiff_jax.data.moments import Moments
+from perturbdiff_jax.data.preparation.moments import Moments
 from perturbdiff_jax.data.values import normalise, read_checked, scales
 from perturbdiff_jax.errors import RequestError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fake_store import TABLE, fake_store, random_table
 
-from perturbdiff_jax.data.index import index_sets
+from perturbdiff_jax.data.loading.index import index_sets
 from perturbdiff_jax.errors import RequestError
 
 

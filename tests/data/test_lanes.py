@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from fake_store import fake_store, random_table
 
-from perturbdiff_jax.data.index import index_sets
-from perturbdiff_jax.data.lanes import Lanes, Lines, lane_count
+from perturbdiff_jax.data.loading.index import index_sets
+from perturbdiff_jax.data.loading.lanes import Lanes, Lines, lane_count
 from perturbdiff_jax.errors import RequestError
 
 NUMBERS = [(1, 1), (1, 64), (7, 3), (64, 64), (100, 8), (63, 64), (1001, 16)]

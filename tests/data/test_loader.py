@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from fake_store import TABLE, fake_store, random_table
 
-from perturbdiff_jax.data import tiers
 from perturbdiff_jax.data.loader import SetSource, ordered
-from perturbdiff_jax.data.set_stream import Reach
+from perturbdiff_jax.data.loading import tiers
+from perturbdiff_jax.data.loading.set_stream import Reach
 from perturbdiff_jax.errors import RequestError
 
 FIELDS = ("perturbed", "control", "perturbation", "cell_type", "batch", "mask")

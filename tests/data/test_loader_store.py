@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from perturbdiff_jax.data.loader import SetSource
+from perturbdiff_jax.data.loading.set_stream import Reach
 from perturbdiff_jax.data.prepare import PrepareOptions, prepare
-from perturbdiff_jax.data.set_stream import Reach
-from perturbdiff_jax.data.store_view import regroup
+from perturbdiff_jax.data.storage.view import regroup
 
 S = 4
 SHORT = Reach(window=40, piece=8, segment=10)

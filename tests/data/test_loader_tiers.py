@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from fake_store import FakeStore, fake_store, random_table
 
-from perturbdiff_jax.data import windows
 from perturbdiff_jax.data.loader import SetSource, ordered, prefetch
-from perturbdiff_jax.data.reading import Reading
-from perturbdiff_jax.data.set_stream import GIB, Reach
-from perturbdiff_jax.data.tiers import chosen_tier
+from perturbdiff_jax.data.loading import windows
+from perturbdiff_jax.data.loading.reading import Reading
+from perturbdiff_jax.data.loading.set_stream import GIB, Reach
+from perturbdiff_jax.data.loading.tiers import chosen_tier
 from perturbdiff_jax.errors import RequestError
 
 FIELDS = ("perturbed", "control", "perturbation", "cell_type", "batch", "mask")

@@ -8,8 +8,8 @@ import pytest
 from fake_store import fake_store, random_table
 
 from perturbdiff_jax.data.loader import SetSource, prefetch
-from perturbdiff_jax.data.mixture import PERIOD, Mixture
-from perturbdiff_jax.data.set_stream import Reach
+from perturbdiff_jax.data.loading.mixture import PERIOD, Mixture
+from perturbdiff_jax.data.loading.set_stream import Reach
 from perturbdiff_jax.errors import RequestError
 
 FIELDS = ("perturbed", "control", "perturbation", "cell_type", "batch", "mask", "source")

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 from prepare_runs import filled, refusal, run
 
-from perturbdiff_jax.data.prepare_table import padding
+from perturbdiff_jax.data.preparation.table import padding
 from perturbdiff_jax.data.store import SPLITS
 
 SPLIT = {"columns": ["cell_type", "batch", "perturbation"], "test": [["T", "b2", "P1"], ["T", "b2", "P2"]]}

@@ -65,7 +65,7 @@ def test_requests_that_make_no_sense(words, said, capsys):
 def test_what_is_asked_reaches_the_job(monkeypatch):
     got = []
     monkeypatch.setattr("perturbdiff_jax.data.prepare.prepare", lambda *given: got.append(given))
-    monkeypatch.setattr("perturbdiff_jax.data.store_merge.merge", lambda *given: got.append(given))
+    monkeypatch.setattr("perturbdiff_jax.data.storage.merge.merge", lambda *given: got.append(given))
     keys = ["--perturbation-key", "pert", "--control", "ctrl"]
     more = ["--memory", "1GiB", "--workers", "3", "--codec", "zstd", "--scratch", "/x", "--seed", "5"]
     assert cli.run(["prepare", "--input", "a", "b", "--output", "s", *keys, *more]) == 0

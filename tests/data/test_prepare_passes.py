@@ -12,15 +12,13 @@ import pytest
 import scipy.sparse as sp
 from prepare_runs import filled, refusal, run
 
-from perturbdiff_jax.data import (
-    prepare,
-    prepare_gather,
-    prepare_parts,
-    prepare_progress,
-    prepare_scan,
-    prepare_tasks,
-    store_shards,
-)
+from perturbdiff_jax.data import prepare
+from perturbdiff_jax.data.preparation import gather as prepare_gather
+from perturbdiff_jax.data.preparation import parts as prepare_parts
+from perturbdiff_jax.data.preparation import progress as prepare_progress
+from perturbdiff_jax.data.preparation import scan as prepare_scan
+from perturbdiff_jax.data.preparation import tasks as prepare_tasks
+from perturbdiff_jax.data.storage import shards as store_shards
 from perturbdiff_jax.data.values import normalise
 
 TINY = 1024 * 1024  # more than the labels of these cells, less than their numbers

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from prepare_runs import refusal
 
-from perturbdiff_jax.data import prepare, prepare_scan
-from perturbdiff_jax.data.prepare_workers import Workers
+from perturbdiff_jax.data import prepare
+from perturbdiff_jax.data.preparation import scan as prepare_scan
+from perturbdiff_jax.data.preparation.workers import Workers
 from perturbdiff_jax.errors import RequestError
 
 

@@ -6,7 +6,7 @@ import pytest
 import scipy.sparse as sp
 from prepare_runs import filled, run
 
-from perturbdiff_jax.data.recover import ULPS, recovered
+from perturbdiff_jax.data.preparation.recover import ULPS, recovered
 from perturbdiff_jax.data.values import normalise
 
 

@@ -7,12 +7,12 @@ import pytest
 import tensorstore as ts
 from web import folder_server
 
-from perturbdiff_jax.data import location
-from perturbdiff_jax.data.location import Location, locate
 from perturbdiff_jax.data.prepare import PrepareOptions, prepare
+from perturbdiff_jax.data.storage import location
+from perturbdiff_jax.data.storage.copy import copy_store
+from perturbdiff_jax.data.storage.location import Location, locate
+from perturbdiff_jax.data.storage.merge import merge
 from perturbdiff_jax.data.store import Store
-from perturbdiff_jax.data.store_copy import copy_store
-from perturbdiff_jax.data.store_merge import merge
 from perturbdiff_jax.errors import RequestError
 
 SECRET = "this-must-never-be-seen"

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from fake_store import TABLE, fake_store, random_table
 
-from perturbdiff_jax.data.index import index_sets
-from perturbdiff_jax.data.lanes import Lanes, Lines
-from perturbdiff_jax.data.sampler import SET, Sampler, joined_ranges
-from perturbdiff_jax.data.tiers import store_rows
+from perturbdiff_jax.data.loading.index import index_sets
+from perturbdiff_jax.data.loading.lanes import Lanes, Lines
+from perturbdiff_jax.data.loading.sampler import SET, Sampler, joined_ranges
+from perturbdiff_jax.data.loading.tiers import store_rows
 
 S = 8
 

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from made_stores import OPTIONS, copied
 
-from perturbdiff_jax.data import store_writer
 from perturbdiff_jax.data.prepare import PrepareOptions, prepare
+from perturbdiff_jax.data.storage import writer as store_writer
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import RequestError
 

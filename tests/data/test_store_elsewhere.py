@@ -8,7 +8,7 @@ from tiny_run import tiny_config
 
 from perturbdiff_jax.controls import check_store, from_store
 from perturbdiff_jax.data.prepare import PrepareOptions, prepare
-from perturbdiff_jax.data.store_merge import MergeOptions, merge
+from perturbdiff_jax.data.storage.merge import MergeOptions, merge
 from perturbdiff_jax.design import split_design
 from perturbdiff_jax.evaluation.baselines import training_of
 from perturbdiff_jax.evaluation.inputs import Keys

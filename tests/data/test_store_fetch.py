@@ -9,8 +9,8 @@ import pytest
 import scipy.sparse as sp
 from made_stores import copied
 
+from perturbdiff_jax.data.storage.fetch import merged
 from perturbdiff_jax.data.store import Store
-from perturbdiff_jax.data.store_fetch import merged
 from perturbdiff_jax.errors import RequestError
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from perturbdiff_jax import cli
 from perturbdiff_jax.data.prepare import PrepareOptions, prepare
+from perturbdiff_jax.data.storage.merge import MergeOptions, merge
+from perturbdiff_jax.data.storage.view import View, regroup
 from perturbdiff_jax.data.store import Store
-from perturbdiff_jax.data.store_merge import MergeOptions, merge
-from perturbdiff_jax.data.store_view import View, regroup
 from perturbdiff_jax.errors import RequestError
 
 OPTIONS = {

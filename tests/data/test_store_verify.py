@@ -9,7 +9,7 @@ import tensorstore as ts
 from made_stores import copied
 
 from perturbdiff_jax import cli
-from perturbdiff_jax.data import store_verify
+from perturbdiff_jax.data.storage import verify as store_verify
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import RequestError
 

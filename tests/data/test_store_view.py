@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from perturbdiff_jax.data import store_members
 from perturbdiff_jax.data.conditions import CONTROL, SPLITS, TEST, TRAIN
 from perturbdiff_jax.data.prepare import PrepareOptions, prepare
+from perturbdiff_jax.data.storage import members as store_members
+from perturbdiff_jax.data.storage.view import regroup
 from perturbdiff_jax.data.store import Store
-from perturbdiff_jax.data.store_view import regroup
 from perturbdiff_jax.errors import RequestError
 
 OPTIONS = {

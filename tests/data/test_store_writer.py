@@ -9,7 +9,8 @@ import pytest
 import tensorstore as ts
 from prepare_runs import filled, run
 
-from perturbdiff_jax.data import store_shards, store_writer
+from perturbdiff_jax.data.storage import shards as store_shards
+from perturbdiff_jax.data.storage import writer as store_writer
 
 
 def opened(path):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from perturbdiff_jax import sharding
-from perturbdiff_jax.data.batcher import Batcher
+from perturbdiff_jax.data.loading.batcher import Batcher
 from perturbdiff_jax.kernels.densify import densify, row_of_value
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "data"))

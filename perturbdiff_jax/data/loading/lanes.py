@@ -16,8 +16,8 @@ import functools
 
 import numpy as np
 
-from perturbdiff_jax.data.draws import SEGMENTS, fold, shuffled
-from perturbdiff_jax.data.index import SetIndex
+from perturbdiff_jax.data.loading.draws import SEGMENTS, fold, shuffled
+from perturbdiff_jax.data.loading.index import SetIndex
 from perturbdiff_jax.errors import RequestError
 
 LARGEST = 64  # lanes: more would give small stretches, which read segments on their borders twice

@@ -1,4 +1,4 @@
-"""The manifest of an index over several stores (store_merge.py writes it), opened as one store."""
+"""The manifest of an index over several stores (storage/merge.py writes it), opened as one store."""
 
 import os
 import pathlib
@@ -8,11 +8,11 @@ import urllib.parse
 import numpy as np
 
 from perturbdiff_jax.data.groups import Groups
-from perturbdiff_jax.data.location import Location
+from perturbdiff_jax.data.storage.location import Location
+from perturbdiff_jax.data.storage.manifest import damaged
+from perturbdiff_jax.data.storage.members import Members, dealt
+from perturbdiff_jax.data.storage.view import View
 from perturbdiff_jax.data.store import Store
-from perturbdiff_jax.data.store_manifest import damaged
-from perturbdiff_jax.data.store_members import Members, dealt
-from perturbdiff_jax.data.store_view import View
 from perturbdiff_jax.errors import RequestError
 
 # manifest["members"]: groups of the parts; `group` is the group of the index that they belong to.

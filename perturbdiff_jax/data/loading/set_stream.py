@@ -4,12 +4,12 @@ import dataclasses
 
 import numpy as np
 
-from perturbdiff_jax.data.batcher import Batcher
-from perturbdiff_jax.data.control_pool import control_bytes, slab_cells
-from perturbdiff_jax.data.index import PIECE_CELLS, SEGMENT_CELLS, SetIndex
-from perturbdiff_jax.data.lanes import Lanes, Lines
-from perturbdiff_jax.data.sampler import SET, Draw, Sampler
-from perturbdiff_jax.data.tiers import ResidentCells, ResidentTier, StreamedTier, chosen_tier
+from perturbdiff_jax.data.loading.batcher import Batcher
+from perturbdiff_jax.data.loading.control_pool import control_bytes, slab_cells
+from perturbdiff_jax.data.loading.index import PIECE_CELLS, SEGMENT_CELLS, SetIndex
+from perturbdiff_jax.data.loading.lanes import Lanes, Lines
+from perturbdiff_jax.data.loading.sampler import SET, Draw, Sampler
+from perturbdiff_jax.data.loading.tiers import ResidentCells, ResidentTier, StreamedTier, chosen_tier
 from perturbdiff_jax.errors import RequestError, unknown
 
 FORMS = {"host": "dense", "device": "packed"}  # where cells become matrices -> form of a Batcher
@@ -106,7 +106,7 @@ class SetStream:
         return -(-self.n_sets // self.sets_per_batch)
 
     def sets(self, stretches: list[tuple[int, int, int]], *, stop: int | None = None) -> Draw:
-        """The sets (lane, first position in the lane, how many) after each other; see lanes.py.
+        """The sets (lane, first position in the lane, how many) after each other; see loading/lanes.py.
 
         Nothing is read ahead from the position `stop` on.
         """

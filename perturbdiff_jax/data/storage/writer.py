@@ -1,4 +1,4 @@
-"""Writing a store into a new folder: frames and small arrays here, the cells shard by shard (store_shards.py), the
+"""Writing a store into a new folder: frames and small arrays here, the cells shard by shard (storage/shards.py), the
 manifest as its last file.
 
 The layout is described in store.py. Equal cells give equal bytes, so `store_hash` names a store.
@@ -23,12 +23,12 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from perturbdiff_jax.data.store_manifest import EXTRA, FORMAT, MANIFEST, VERSION, file_sha256, is_store
-from perturbdiff_jax.data.store_shards import create_array, shard_length, write_whole
+from perturbdiff_jax.data.storage.manifest import EXTRA, FORMAT, MANIFEST, VERSION, file_sha256, is_store
+from perturbdiff_jax.data.storage.shards import create_array, shard_length, write_whole
 from perturbdiff_jax.errors import RequestError
 
 if TYPE_CHECKING:
-    from perturbdiff_jax.data.labels import Obs
+    from perturbdiff_jax.data.preparation.labels import Obs
 
 NAMES_AT_ONCE = 1 << 17  # names of cells in a chunk of obs
 DENSE_DENSITY = 0.3  # above it, counts up to 255 are smaller and faster as dense rows

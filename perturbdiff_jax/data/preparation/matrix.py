@@ -1,7 +1,7 @@
 """The matrix of an AnnData h5ad file, read by ranges of rows: CSR, CSC or dense, `X` or a layer.
 
 Needs h5py, numpy and scipy only, so that a worker process of `prepare` starts quickly. What the numbers may be
-is checked elsewhere (checks.py, values.py).
+is checked elsewhere (preparation/checks.py, values.py).
 """
 
 import contextlib

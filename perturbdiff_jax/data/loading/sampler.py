@@ -8,10 +8,10 @@ import dataclasses
 
 import numpy as np
 
-from perturbdiff_jax.data import draws
-from perturbdiff_jax.data.draws import fold, folded, words_at
-from perturbdiff_jax.data.index import SetIndex
-from perturbdiff_jax.data.lanes import Window
+from perturbdiff_jax.data.loading import draws
+from perturbdiff_jax.data.loading.draws import fold, folded, words_at
+from perturbdiff_jax.data.loading.index import SetIndex
+from perturbdiff_jax.data.loading.lanes import Window
 
 # What is known of a set besides the places of its cells. Its cells are `first_row + (begin + place) mod around`.
 SET = np.dtype(

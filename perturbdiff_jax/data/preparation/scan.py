@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from perturbdiff_jax.data.checks import Findings
-from perturbdiff_jax.data.gene_columns import GeneColumns
-from perturbdiff_jax.data.labels import Labels, name_of
-from perturbdiff_jax.data.matrix import Matrix
-from perturbdiff_jax.data.moments import Moments
-from perturbdiff_jax.data.prepare_journal import Workplace
-from perturbdiff_jax.data.prepare_progress import Progress
-from perturbdiff_jax.data.prepare_workers import Workers
+from perturbdiff_jax.data.preparation.checks import Findings
+from perturbdiff_jax.data.preparation.gene_columns import GeneColumns
+from perturbdiff_jax.data.preparation.journal import Workplace
+from perturbdiff_jax.data.preparation.labels import Labels, name_of
+from perturbdiff_jax.data.preparation.matrix import Matrix
+from perturbdiff_jax.data.preparation.moments import Moments
+from perturbdiff_jax.data.preparation.progress import Progress
+from perturbdiff_jax.data.preparation.workers import Workers
 from perturbdiff_jax.data.values import complain, decide, scales
 from perturbdiff_jax.errors import RequestError
 

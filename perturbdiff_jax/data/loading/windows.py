@@ -6,9 +6,9 @@ order and from several threads.
 
 import threading
 
-from perturbdiff_jax.data.lanes import Lines, Window
-from perturbdiff_jax.data.reading import Reading
-from perturbdiff_jax.data.sampler import Plan, Sampler
+from perturbdiff_jax.data.loading.lanes import Lines, Window
+from perturbdiff_jax.data.loading.reading import Reading
+from perturbdiff_jax.data.loading.sampler import Plan, Sampler
 
 KEPT = 3  # windows of a lane: the one in use, the next, and one for threads that are behind
 AHEAD = (

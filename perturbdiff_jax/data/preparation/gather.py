@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perturbdiff_jax.data.gene_columns import GeneColumns
-from perturbdiff_jax.data.labels import Labels, Obs
-from perturbdiff_jax.data.prepare_parts import Part, PartFile, Piece
-from perturbdiff_jax.data.prepare_progress import Progress
-from perturbdiff_jax.data.prepare_scan import Crew, Stretch, Survey
-from perturbdiff_jax.data.store_writer import StoreWriter, is_dense_better
+from perturbdiff_jax.data.preparation.gene_columns import GeneColumns
+from perturbdiff_jax.data.preparation.labels import Labels, Obs
+from perturbdiff_jax.data.preparation.parts import Part, PartFile, Piece
+from perturbdiff_jax.data.preparation.progress import Progress
+from perturbdiff_jax.data.preparation.scan import Crew, Stretch, Survey
+from perturbdiff_jax.data.storage.writer import StoreWriter, is_dense_better
 from perturbdiff_jax.data.values import data_dtype
 
 if TYPE_CHECKING:

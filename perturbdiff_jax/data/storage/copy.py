@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import tensorstore as ts
 
-from perturbdiff_jax.data.location import Location, locate
-from perturbdiff_jax.data.store_manifest import FORMAT, MANIFEST, read_manifest
+from perturbdiff_jax.data.storage.location import Location, locate
+from perturbdiff_jax.data.storage.manifest import FORMAT, MANIFEST, read_manifest
 from perturbdiff_jax.errors import RequestError
 
 TOGETHER = 64 * 1024 * 1024  # bytes on their way at once; one file may be larger

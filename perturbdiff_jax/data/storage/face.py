@@ -13,7 +13,7 @@ import scipy.sparse as sp
 
 from perturbdiff_jax.data.groups import Groups
 from perturbdiff_jax.data.raw_cells import RawCells
-from perturbdiff_jax.data.store_fetch import Fetch
+from perturbdiff_jax.data.storage.fetch import Fetch
 
 
 class StoreFace(abc.ABC):

@@ -1,7 +1,8 @@
 """From planned rows to a batch: dense for this machine's own CPU, packed for an accelerator.
 
-What is drawn, and which cells are in memory, is decided elsewhere (sampler.py, windows.py); here rows become arrays of
-the shapes that a compiled step expects. Packed arrays come in few lengths: multiples of an eighth of what is expected.
+What is drawn, and which cells are in memory, is decided elsewhere (loading/sampler.py, loading/windows.py); here rows
+become arrays of the shapes that a compiled step expects. Packed arrays come in few lengths: multiples of
+an eighth of what is expected.
 """
 
 import math
@@ -10,10 +11,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from perturbdiff_jax.array_types import Batch, PackedBatch
-from perturbdiff_jax.data.blocks import Block, copy_rows, make_block
-from perturbdiff_jax.data.pairing import find_pairing, matched, matched_order
+from perturbdiff_jax.data.loading.blocks import Block, copy_rows, make_block
+from perturbdiff_jax.data.loading.pairing import find_pairing, matched, matched_order
+from perturbdiff_jax.data.loading.selection import Selection
 from perturbdiff_jax.data.raw_cells import RawCells
-from perturbdiff_jax.data.selection import Selection
 
 CODES = ("perturbation", "cell_type", "batch")
 STEPS = 8  # lengths up to what is expected; each is one compilation of the step
@@ -23,7 +24,7 @@ SLACK = 0.02  # above what is expected: else every other batch would be just too
 class Batcher:
     """Turns draws of one store into batches. Safe to use from several threads.
 
-    Attributes: form ("packed" or "dense", see blocks.py), divisor, runs (D).
+    Attributes: form ("packed" or "dense", see loading/blocks.py), divisor, runs (D).
     """
 
     def __init__(self, store, form: str, divisor: float, pairing: str = "random", blocks: int = 1):

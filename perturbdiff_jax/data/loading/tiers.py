@@ -7,11 +7,11 @@ import itertools
 
 import numpy as np
 
-from perturbdiff_jax.data.blocks import joined
-from perturbdiff_jax.data.control_pool import ControlPool
-from perturbdiff_jax.data.lanes import Lines
-from perturbdiff_jax.data.sampler import SET, Rows, Sampler
-from perturbdiff_jax.data.windows import PlannedWindow, Windows
+from perturbdiff_jax.data.loading.blocks import joined
+from perturbdiff_jax.data.loading.control_pool import ControlPool
+from perturbdiff_jax.data.loading.lanes import Lines
+from perturbdiff_jax.data.loading.sampler import SET, Rows, Sampler
+from perturbdiff_jax.data.loading.windows import PlannedWindow, Windows
 from perturbdiff_jax.errors import unknown
 
 TIERS = ("auto", "resident", "streamed")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from perturbdiff_jax.data.store_shards import CODECS
+from perturbdiff_jax.data.storage.shards import CODECS
 from perturbdiff_jax.data.values import ENCODINGS
 from perturbdiff_jax.errors import RequestError, unknown
 

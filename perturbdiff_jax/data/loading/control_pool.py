@@ -9,8 +9,8 @@ import threading
 
 import numpy as np
 
-from perturbdiff_jax.data.reading import Reading
-from perturbdiff_jax.data.sampler import Sampler, joined_ranges
+from perturbdiff_jax.data.loading.reading import Reading
+from perturbdiff_jax.data.loading.sampler import Sampler, joined_ranges
 
 
 def control_bytes(groups, bytes_per_cell: float, most: float = np.inf) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from perturbdiff_jax.data.genes import match_genes, read_gene_list
-from perturbdiff_jax.data.labels import Labels
+from perturbdiff_jax.data.preparation.labels import Labels
 from perturbdiff_jax.errors import RequestError, shorten
 
 if TYPE_CHECKING:

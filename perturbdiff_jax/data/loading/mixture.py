@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from perturbdiff_jax.array_types import Batch, PackedBatch
-from perturbdiff_jax.data.batcher import Batcher
-from perturbdiff_jax.data.draws import SOURCES, fold, shuffled
-from perturbdiff_jax.data.lanes import lane_count
 from perturbdiff_jax.data.loader import SetSource
-from perturbdiff_jax.data.sampler import Draw, Rows
+from perturbdiff_jax.data.loading.batcher import Batcher
+from perturbdiff_jax.data.loading.draws import SOURCES, fold, shuffled
+from perturbdiff_jax.data.loading.lanes import lane_count
+from perturbdiff_jax.data.loading.sampler import Draw, Rows
 from perturbdiff_jax.errors import RequestError
 
 PERIOD = 1024

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 import tensorstore as ts
 
 from perturbdiff_jax.data.raw_cells import RawCells, concatenated
-from perturbdiff_jax.data.store_manifest import EXTRA, damaged
+from perturbdiff_jax.data.storage.manifest import EXTRA, damaged
 from perturbdiff_jax.errors import RequestError
 
 

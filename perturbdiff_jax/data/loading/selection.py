@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from perturbdiff_jax.data.blocks import Block, copy_rows
+from perturbdiff_jax.data.loading.blocks import Block, copy_rows
 
 BLOCK, RUN = 32, 47  # bits below the number of a block and of a run in a row's key
 

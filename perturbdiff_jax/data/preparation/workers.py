@@ -1,6 +1,6 @@
 """Who does the pieces of work of `prepare`: this process, or several others that it starts.
 
-The others run nothing but prepare_tasks.py and talk through pipes, so a caller's script is never imported again and
+The others run nothing but preparation/tasks.py and talk through pipes, so a caller's script is never imported again and
 no threads are forked. They end when their input ends, so also when this process is killed.
 """
 
@@ -21,7 +21,7 @@ from perturbdiff_jax.errors import RequestError
 Work = tuple[
     Any, str, dict[str, Any]
 ]  # a name for the caller, which function of prepare_tasks.WORK, its task
-START = "from perturbdiff_jax.data.prepare_workers import serve; serve()"
+START = "from perturbdiff_jax.data.preparation.workers import serve; serve()"
 
 
 class Workers:
@@ -52,7 +52,7 @@ class Workers:
         fault. No more work can be done after a fault.
         """
         if not self.workers:
-            from perturbdiff_jax.data.prepare_tasks import WORK
+            from perturbdiff_jax.data.preparation.tasks import WORK
 
             for name, kind, task in works:
                 yield name, WORK[kind](task)
@@ -119,7 +119,7 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends this process
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints goes to stderr
-    from perturbdiff_jax.data.prepare_tasks import WORK
+    from perturbdiff_jax.data.preparation.tasks import WORK
 
     while True:
         try:

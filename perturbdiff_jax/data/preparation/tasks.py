@@ -13,12 +13,12 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 
-from perturbdiff_jax.data.checks import Findings
-from perturbdiff_jax.data.matrix import Matrix, take_rows
-from perturbdiff_jax.data.moments import Moments
-from perturbdiff_jax.data.prepare_parts import Part, PartFile
-from perturbdiff_jax.data.recover import recovered
-from perturbdiff_jax.data.store_shards import write_ranges
+from perturbdiff_jax.data.preparation.checks import Findings
+from perturbdiff_jax.data.preparation.matrix import Matrix, take_rows
+from perturbdiff_jax.data.preparation.moments import Moments
+from perturbdiff_jax.data.preparation.parts import Part, PartFile
+from perturbdiff_jax.data.preparation.recover import recovered
+from perturbdiff_jax.data.storage.shards import write_ranges
 from perturbdiff_jax.data.values import data_dtype, normalise
 from perturbdiff_jax.errors import RequestError
 

@@ -16,15 +16,15 @@ import pandas as pd
 
 from perturbdiff_jax.data.conditions import SPLITS, Conditions
 from perturbdiff_jax.data.groups import Groups, resolve_controls
-from perturbdiff_jax.data.location import is_url, locate
-from perturbdiff_jax.data.prepare_table import table
+from perturbdiff_jax.data.preparation.table import table
 from perturbdiff_jax.data.splits import assign
+from perturbdiff_jax.data.storage.index import MEMBERS, relative
+from perturbdiff_jax.data.storage.location import is_url, locate
+from perturbdiff_jax.data.storage.manifest import FORMAT, MANIFEST, VERSION, is_store
+from perturbdiff_jax.data.storage.members import Members, numbered
+from perturbdiff_jax.data.storage.view import View, members_of
+from perturbdiff_jax.data.storage.writer import check_output, new_directory
 from perturbdiff_jax.data.store import Store
-from perturbdiff_jax.data.store_index import MEMBERS, relative
-from perturbdiff_jax.data.store_manifest import FORMAT, MANIFEST, VERSION, is_store
-from perturbdiff_jax.data.store_members import Members, numbered
-from perturbdiff_jax.data.store_view import View, members_of
-from perturbdiff_jax.data.store_writer import check_output, new_directory
 from perturbdiff_jax.errors import RequestError, shorten
 
 ROLES = {"perturbation": "perturbations", "cell_type": "cell_types", "batch": "batches"}

@@ -15,7 +15,7 @@ import pandas as pd
 
 from perturbdiff_jax.data.conditions import DOSE_MARK
 from perturbdiff_jax.data.h5ad import H5ad, check_file
-from perturbdiff_jax.data.prepare_journal import fingerprint
+from perturbdiff_jax.data.preparation.journal import fingerprint
 from perturbdiff_jax.errors import RequestError, shorten, unknown
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from perturbdiff_jax.data.checks import Findings
-from perturbdiff_jax.data.store_manifest import MANIFEST
-from perturbdiff_jax.data.store_writer import put_in_place
+from perturbdiff_jax.data.preparation.checks import Findings
+from perturbdiff_jax.data.storage.manifest import MANIFEST
+from perturbdiff_jax.data.storage.writer import put_in_place
 from perturbdiff_jax.errors import RequestError
 
 LOCK, PLAN, STORE = "lock", "plan.json", "store"

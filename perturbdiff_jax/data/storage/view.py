@@ -13,11 +13,11 @@ import pandas as pd
 
 from perturbdiff_jax.data.conditions import TRAIN
 from perturbdiff_jax.data.groups import Groups
+from perturbdiff_jax.data.storage.face import StoreFace
+from perturbdiff_jax.data.storage.fetch import Fetch
+from perturbdiff_jax.data.storage.members import Members, Runs, dealt, numbered
+from perturbdiff_jax.data.storage.obs import stacked
 from perturbdiff_jax.data.store import Store
-from perturbdiff_jax.data.store_face import StoreFace
-from perturbdiff_jax.data.store_fetch import Fetch
-from perturbdiff_jax.data.store_members import Members, Runs, dealt, numbered
-from perturbdiff_jax.data.store_obs import stacked
 from perturbdiff_jax.errors import unknown
 
 GROUPINGS = ("context", "cell_type", "pretraining")
@@ -115,8 +115,8 @@ class View(StoreFace):
         return self.runs.batch[np.searchsorted(self.runs.start, rows, side="right") - 1]
 
     def verify(self, echo: Callable[[str], None] | None = None) -> str:
-        """Verifies every part; see `store_verify.verify`."""
-        from perturbdiff_jax.data.store_verify import verify
+        """Verifies every part; see `storage/verify.py`."""
+        from perturbdiff_jax.data.storage.verify import verify
 
         said = [verify(part, echo) for part in self.parts]
         return said[0] if len(said) == 1 else f"{len(said)} parts: {'; '.join(said)}"

@@ -4,7 +4,7 @@ import hashlib
 import json
 import pathlib
 
-from perturbdiff_jax.data.location import Location, locate
+from perturbdiff_jax.data.storage.location import Location, locate
 from perturbdiff_jax.errors import RequestError
 
 FORMAT = "perturbdiff-store"

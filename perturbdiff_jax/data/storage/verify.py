@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from perturbdiff_jax.data.location import files_of
-from perturbdiff_jax.data.store_manifest import EXTRA, MANIFEST, damaged, file_sha256
+from perturbdiff_jax.data.storage.location import files_of
+from perturbdiff_jax.data.storage.manifest import EXTRA, MANIFEST, damaged, file_sha256
 
 BLOCK = 8 * 1024 * 1024  # stored values looked at together
 QUIET = 5.0  # seconds between two lines of progress
