@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from made_stores import copied
 
 SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared"
 
@@ -74,3 +75,21 @@ def split_file(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory):
+    """Where what is prepared once lies; tests get copies."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(params=["csr", "dense"])
+def made(request, adata, kept, tmp_path):
+    """(store of this layout, the AnnData it was made from)."""
+    return copied(request.param, adata, kept, tmp_path)
+
+
+@pytest.fixture
+def sparse(adata, kept, tmp_path):
+    """The same, CSR only."""
+    return copied("csr", adata, kept, tmp_path)

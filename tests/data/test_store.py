@@ -9,30 +9,12 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-from made_stores import OPTIONS, copied
+from made_stores import OPTIONS
 
 from perturbdiff_jax.data.prepare import PrepareOptions, prepare
 from perturbdiff_jax.data.storage import writer as store_writer
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import RequestError
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    """Where what is prepared once lies; tests get copies."""
-    return tmp_path_factory.mktemp("kept")
-
-
-@pytest.fixture(params=["csr", "dense"])
-def made(request, adata, kept, tmp_path):
-    """(store of this layout, the AnnData it was made from)."""
-    return copied(request.param, adata, kept, tmp_path)
-
-
-@pytest.fixture
-def sparse(adata, kept, tmp_path):
-    """The same, CSR only."""
-    return copied("csr", adata, kept, tmp_path)
 
 
 def refusal(path):

@@ -4,6 +4,7 @@ import types
 
 import numpy as np
 import pytest
+from made_stores import OPTIONS
 from tiny_run import tiny_config
 
 from perturbdiff_jax.controls import check_store, from_store
@@ -19,13 +20,6 @@ from perturbdiff_jax.settings import from_config
 from perturbdiff_jax.validation import SampledValidation
 
 RULE = {"fraction": 0.4, "context": {"batch": "b2"}, "validation_fraction": 0.3, "seed": 1}
-OPTIONS = {
-    "perturbation_key": "pert",
-    "control": "control",
-    "cell_type_key": "kind",
-    "batch_key": "donor",
-    "all_genes": True,
-}
 
 
 @pytest.fixture

@@ -7,29 +7,10 @@ import anndata
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from made_stores import copied
 
 from perturbdiff_jax.data.storage.fetch import merged
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import RequestError
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    """Where what is prepared once lies; tests get copies."""
-    return tmp_path_factory.mktemp("kept")
-
-
-@pytest.fixture(params=["csr", "dense"])
-def made(request, adata, kept, tmp_path):
-    """(store of this layout, the AnnData it was made from)."""
-    return copied(request.param, adata, kept, tmp_path)
-
-
-@pytest.fixture
-def sparse(adata, kept, tmp_path):
-    """The same, CSR only."""
-    return copied("csr", adata, kept, tmp_path)
 
 
 def test_fetch_gives_raw_rows_of_many_ranges_in_their_order(made):

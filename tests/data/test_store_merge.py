@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from made_stores import OPTIONS
 
 from perturbdiff_jax import cli
 from perturbdiff_jax.data.prepare import PrepareOptions, prepare
@@ -13,13 +14,6 @@ from perturbdiff_jax.data.storage.view import View, regroup
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import RequestError
 
-OPTIONS = {
-    "perturbation_key": "pert",
-    "control": "control",
-    "cell_type_key": "kind",
-    "batch_key": "donor",
-    "all_genes": True,
-}
 CONTEXTS = [(("T", "b1"), ("B", "b1")), (("T", "b2"), ("N", "b2")), (("T", "b1"), ("A", "b0"))]
 
 

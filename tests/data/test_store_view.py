@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from made_stores import OPTIONS
 
 from perturbdiff_jax.data.conditions import CONTROL, SPLITS, TEST, TRAIN
 from perturbdiff_jax.data.prepare import PrepareOptions, prepare
@@ -9,14 +10,6 @@ from perturbdiff_jax.data.storage import members as store_members
 from perturbdiff_jax.data.storage.view import regroup
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import RequestError
-
-OPTIONS = {
-    "perturbation_key": "pert",
-    "control": "control",
-    "cell_type_key": "kind",
-    "batch_key": "donor",
-    "all_genes": True,
-}
 
 
 def made(adata, save, path, **options):
