@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ import numpy as np
 from perturbdiff_jax.data import genes as gene_choice
 from perturbdiff_jax.data.conditions import CONTROL, TRAIN, Conditions
 from perturbdiff_jax.data.groups import Groups, group_cells
+from perturbdiff_jax.data.preparation.checksums import EarlyChecksums
 from perturbdiff_jax.data.preparation.gather import gather, scatter
 from perturbdiff_jax.data.preparation.gene_columns import GeneColumns, gene_columns
 from perturbdiff_jax.data.preparation.journal import Workplace, fingerprint
@@ -62,6 +64,7 @@ def prepare(
         return _prepare_remote(inputs, str(output), options, echo)
     output = pathlib.Path(output)
     check_output(output, overwrite=options.overwrite)
+    early = EarlyChecksums([str(path) for path in inputs] if _pays(inputs, options) else [])
     labels = read_labels(inputs, options)
     _check_memory(len(labels), options)
     order, groups, assignment = _group(labels, options)
@@ -79,7 +82,8 @@ def prepare(
         place.begin(_plan(labels, order, groups, columns, options))
         if not place.is_written:
             crew = Crew(workers, place, keeping or place.holds_results, echo)
-            seen = survey(parts, matrices, labels, columns, _counted(order, groups, columns), options, crew)
+            counted = _counted(order, groups, columns)
+            seen = survey(parts, matrices, labels, columns, counted, options, crew, early)
             if columns.origin is None:
                 columns = _variable(columns, seen, options, echo)
             ordered = scatter(parts, labels, columns, seen, order, options, crew)
@@ -92,6 +96,13 @@ def prepare(
     for line in table(store, cells_per_set=options.cells_per_set, genes_from=store.manifest["genes_from"]):
         echo(line)
     return store
+
+
+def _pays(inputs: Sequence[str | pathlib.Path], options: PrepareOptions) -> bool:
+    """Whether there is enough to read for two CPUs."""
+    if options.workers < 2:
+        return False
+    return sum(os.path.getsize(path) for path in inputs if os.path.isfile(path)) >= PARALLEL
 
 
 def _counted(order: np.ndarray, groups: Groups, columns: GeneColumns) -> np.ndarray | None:

@@ -3,12 +3,14 @@
 import hashlib
 import os
 import signal
+import threading
 
 import numpy as np
 import pytest
 from prepare_runs import refusal
 
 from perturbdiff_jax.data import prepare
+from perturbdiff_jax.data.preparation import checksums
 from perturbdiff_jax.data.preparation import scan as prepare_scan
 from perturbdiff_jax.data.preparation.workers import Workers
 from perturbdiff_jax.errors import RequestError
@@ -48,6 +50,26 @@ def test_a_worker_that_dies_is_noticed(files):
         for worker in workers.workers:
             os.kill(worker.pid, signal.SIGKILL)
         list(workers.do((path, "hash", {"path": str(path)}) for path in files))
+
+
+def test_checksums_are_begun_early(files, tmp_path, monkeypatch):
+    early = checksums.EarlyChecksums([str(path) for path in files])
+    early._thread.join()
+    assert early.stop() == len(files)
+    sums = [hashlib.sha256(path.name.encode()).hexdigest() for path in files]
+    assert early.results() == {number: {"sha256": word} for number, word in enumerate(sums)}
+    going, go = threading.Event(), threading.Event()
+    hash_file = checksums.hash_file
+    monkeypatch.setattr(checksums, "hash_file", lambda task: (going.set(), go.wait(9), hash_file(task))[2])
+    early = checksums.EarlyChecksums([str(path) for path in files])
+    going.wait(9)
+    assert early.stop() == 1  # the one at hand is waited for, the others are the workers'
+    go.set()
+    assert early.results() == {0: {"sha256": sums[0]}}
+    early = checksums.EarlyChecksums([str(tmp_path / "none")])
+    early._thread.join()
+    with pytest.raises(FileNotFoundError, match="none"):
+        assert early.stop() == 1 and early.results()
 
 
 def test_workers_end_with_the_work(files):

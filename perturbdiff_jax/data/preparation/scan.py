@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from perturbdiff_jax.data.preparation.checks import Findings
+from perturbdiff_jax.data.preparation.checksums import EarlyChecksums
 from perturbdiff_jax.data.preparation.gene_columns import GeneColumns
 from perturbdiff_jax.data.preparation.journal import Workplace
 from perturbdiff_jax.data.preparation.labels import Labels, name_of
@@ -123,6 +124,7 @@ def survey(
     counted: np.ndarray | None,
     options: PrepareOptions,
     crew: Crew,
+    early: EarlyChecksums,
 ) -> Survey:
     """Scans all stretches; `counted` bool [cells]: those that highly variable genes are chosen by, or None.
 
@@ -147,9 +149,12 @@ def survey(
     progress = Progress(crew.echo, "checking", len(labels))
     named = {part.number: f"scan-{part.number:06}" for part in parts}
     hashes = [f"hash-{number:06}" for number in range(len(labels.files))]
-    works = {name: ("hash", {"path": path}, 0) for name, path in zip(hashes, labels.files, strict=True)}
+    begun = early.stop()
+    left = list(zip(hashes, labels.files, strict=True))[begun:]
+    works = {name: ("hash", {"path": path}, 0) for name, path in left}
     works |= {named[p.number]: ("scan", (p, options.values), p.stop - p.start) for p in parts}
     results = _done(works, task, progress, crew)
+    results |= {hashes[number]: result for number, result in early.results().items()}
     seen = [Findings() for _ in labels.files]
     for part in parts:
         seen[part.file].add(results[named[part.number]]["findings"])
