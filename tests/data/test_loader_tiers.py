@@ -210,9 +210,12 @@ def test_the_tier_is_chosen_by_bytes():
     assert chosen_tier("auto", 100, 100) == "resident" and chosen_tier("auto", 101, 100) == "streamed"
     assert chosen_tier("streamed", 1, 100) == "streamed" and chosen_tier("resident", 101, 100) == "resident"
     store = fake_store()
-    made = [source(store, tier="auto", memory=store.nbytes / GIB * share) for share in (1.01, 0.99)]
-    assert [m.tier.name for m in made] == ["resident", "streamed"]
-    assert made[1].cells is None
+    # As stored for a device; eight bytes a value when the host makes the matrices.
+    for densify, nbytes in (("device", store.nbytes), ("host", 8 * store.nnz)):
+        options = {"tier": "auto", "densify": densify}
+        made = [source(store, memory=nbytes / GIB * share, **options) for share in (1.01, 0.99)]
+        assert [m.tier.name for m in made] == ["resident", "streamed"]
+        assert made[1].cells is None
 
 
 def test_windows_of_wide_stores_are_smaller_and_pieces_no_larger():

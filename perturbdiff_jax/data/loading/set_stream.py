@@ -15,6 +15,7 @@ from perturbdiff_jax.errors import RequestError, unknown
 FORMS = {"host": "dense", "device": "packed"}  # where cells become matrices -> form of a Batcher
 GIB = 2**30
 WINDOW_BYTES = 2**24
+HOST_BYTES = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,9 @@ class SetStream:
         lines = Lines(index, lanes, seed=seed, window_cells=reach.window, shuffle=shuffle)
         if cells is not None:
             cells.check(batcher)
-        if cells is None and chosen_tier(tier, store.nbytes, memory * GIB) == "streamed":
+        # Made ready for the host, a stored value is a float32 and a column of four bytes.
+        held = HOST_BYTES * store.nnz if densify == "host" else store.nbytes
+        if cells is None and chosen_tier(tier, held, memory * GIB) == "streamed":
             fits = control_bytes(store.groups, per_cell, slab or np.inf) <= room["budget"]
             self.tier = StreamedTier(
                 store, lines, sampler, batcher.block, control_memory=control_memory * GIB, fits=fits
