@@ -44,6 +44,7 @@ def convert(
       RequestError: anything wrong with the file, the gene list or the output.
     """
     options = options or ConvertOptions()
+    _heal(Path(output).resolve())
     check_output(output, overwrite=options.overwrite)
     began = time.monotonic()
     released = open_released(source)
@@ -110,3 +111,29 @@ def _new_bundle(output: str | Path, *, overwrite: bool) -> Iterator[Path]:
     finally:
         for folder in (fresh, old):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _heal(path: Path) -> None:
+    """Removes what killed conversions left beside `path`; a bundle that one had moved aside comes back."""
+    if not path.parent.is_dir():
+        return
+    for kind in ("old", "partial"):
+        begin = f".{path.name}.{kind}-"
+        for folder in [entry for entry in path.parent.iterdir() if entry.name.startswith(begin)]:
+            if _at_work(folder.name.removeprefix(begin)):
+                continue
+            if kind == "old" and not path.exists():
+                os.replace(folder, path)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _at_work(process: str) -> bool:
+    """Whether a process of this number lives; yes for what is no number, and so not from here."""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, ValueError, OverflowError):
+        return True
+    return True

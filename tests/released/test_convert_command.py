@@ -1,6 +1,9 @@
 """`perturbdiff convert` on the command line: what is wrong is one line and leaves nothing, a look is a table."""
 
 import json
+import os
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -115,6 +118,21 @@ def test_what_is_there_is_kept(released, tmp_path):
     code, _, err = convert("--input", source, "--output", tmp_path / "b", "--overwrite", "--weights", "live")
     assert (code, err) == (0, "") and read_bundle(tmp_path / "b").origin["weights"] == "live"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_what_a_killed_conversion_left_is_put_right(released, tmp_path):
+    """Killed between its two renames it leaves the old bundle aside: it comes back, also when the next run refuses."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    assert convert("--input", released("genept"), "--output", tmp_path / "b")[0] == 0
+    (tmp_path / "b").rename(tmp_path / f".b.old-{dead.pid}")
+    (tmp_path / f".b.partial-{dead.pid}").mkdir()
+    mine = tmp_path / f".b.partial-{os.getpid()}"  # of a process at work
+    mine.mkdir()
+    code, _, err = convert("--input", tmp_path / "none.ckpt", "--output", tmp_path / "b", "--overwrite")
+    assert code == 2 and "no such file" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == [mine.name, "b"]
+    assert read_bundle(tmp_path / "b").origin["weights"] == "ema"
 
 
 @pytest.mark.parametrize(
