@@ -27,7 +27,7 @@ from perturbdiff_jax.models.mmdit import Denoiser, ModelOptions
 from perturbdiff_jax.state import TrainState
 
 FORMAT = "perturbdiff-bundle"
-VERSION = 2  # 1 had none of the facts with a default below; it is read as well
+VERSION = 3  # 1 had none of the facts with a default below; up to 2 model.remat was a switch. All are read.
 FILE = "bundle.json"
 PACKAGES = ("perturbdiff_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "anndata", "cell-eval")
 
@@ -111,15 +111,16 @@ def read_bundle(path: str | Path) -> Bundle:
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise RequestError(f"{file}: not a {FORMAT} file.")
     version = content.pop("version", None)
-    if version not in (1, VERSION):
-        raise RequestError(
-            f"{file}: bundle version {version!r}; this release reads versions 1 and {VERSION}."
-        )
+    if version not in range(1, VERSION + 1) or isinstance(version, bool):
+        raise RequestError(f"{file}: bundle version {version!r}; this release reads versions 1 to {VERSION}.")
     kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(Bundle).items()}
     if version == 1:
         fields = dataclasses.fields(Bundle)
         later = {f.name: f.default_factory for f in fields if f.default_factory is not dataclasses.MISSING}
         content = {"covariate_genes": 0, **{name: make() for name, make in later.items()}, **content}
+    if version < 3 and isinstance(content.get("settings"), dict):
+        model = content["settings"].get("model", {})
+        model["remat"] = "full" if model.get("remat") is True else "none"
     if set(content) != set(kinds):
         wrong = sorted(set(content) ^ set(kinds))
         raise RequestError(f"{file}: damaged, keys missing or unknown: {', '.join(wrong)}.")

@@ -15,8 +15,21 @@ from perturbdiff_jax.checkpoint import package_versions
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.settings import Settings
 
-# What may differ when a run is taken up again: it changes no weight and no cell that is there already.
-FREE = ("predict", "sampler", "loader.tier", "loader.memory", "loader.densify")
+# What may differ when a run is taken up again: it changes no weight (beyond rounding) and no cell that is there.
+FREE = (
+    "predict",
+    "sampler",
+    "loader.tier",
+    "loader.memory",
+    "loader.densify",
+    "mesh",
+    "profile",
+    "model.remat",
+    "model.scan",
+    "train.accumulate",
+    "train.save_every",
+    "train.log_every",
+)
 # As long as there is only a store, everything that did not make it may differ.
 STORE_SECTIONS = ("seed", "data", "holdout", "simulate")
 
@@ -44,7 +57,7 @@ def check_same_run(workdir: Path, settings: Settings) -> None:
         binding = list(asked)
     else:
         binding = [name for name in asked if (workdir / "store").exists() and name in STORE_SECTIONS]
-    before = _read(file) if binding and file.exists() else asked
+    before = _filled(_read(file), Settings().to_dict()) if binding and file.exists() else asked
     different = [text for name in binding for text in _differences(before.get(name), asked[name], name)]
     if different:
         raise RequestError(
@@ -84,6 +97,15 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RequestError(f"{file}: damaged (no settings); use another --workdir.")
     return content
+
+
+def _filled(before: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an earlier release, with the keys that it did not have at their defaults."""
+    filled = {**json.loads(json.dumps(defaults)), **before}
+    for name, section in filled.items():
+        if isinstance(section, dict) and isinstance(defaults.get(name), dict):
+            filled[name] = _filled(section, defaults[name])
+    return filled
 
 
 def _differences(before: Any, now: Any, path: str) -> Iterator[str]:

@@ -15,7 +15,8 @@ from perturbdiff_jax.data.simulate import CONTROL, write_simulated
 from perturbdiff_jax.data.storage.view import regroup
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import RequestError, shorten
-from perturbdiff_jax.settings import BEST_METRICS, Settings, TrainOptions
+from perturbdiff_jax.run_options import BEST_METRICS, TrainOptions
+from perturbdiff_jax.settings import Settings
 
 LARGEST_LOGNORM = 14.0  # cap of predictions where the total of a cell is not known
 

@@ -80,8 +80,8 @@ def train_and_evaluate(config, workdir: str | Path) -> Path:
 
 def train(settings: Settings, store: Store, workdir: Path) -> dict:
     """Trains up to `train.steps`, from the latest checkpoint if there is one; returns facts for the record."""
-    mesh = sharding.make_mesh()
-    sharding.check_divisible(settings.loader.sets_per_batch, mesh)
+    mesh = sharding.make_mesh(settings.mesh)
+    sharding.check_divisible(settings.loader.sets_per_batch, mesh, settings.train.accumulate)
     source = SetSource(
         store,
         split="train",

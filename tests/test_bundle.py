@@ -92,8 +92,8 @@ def lost_arrays(bundle):
         (lambda b: (b / "bundle.json").write_text("[]"), "not a perturbdiff-bundle file"),
         (lambda b: edit(b, lambda c: c.update(format="other")), "not a perturbdiff-bundle file"),
         (
-            lambda b: edit(b, lambda c: c.update(version=3)),
-            "bundle version 3; this release reads versions 1 and 2",
+            lambda b: edit(b, lambda c: c.update(version=9)),
+            "bundle version 9; this release reads versions 1 to 3",
         ),
         (lambda b: edit(b, lambda c: c.pop("genes")), "damaged, keys missing or unknown: genes"),
         (lambda b: edit(b, lambda c: c.update(gens=[])), "damaged, keys missing or unknown: gens"),

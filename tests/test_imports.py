@@ -10,11 +10,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms from the cellar to the roof. A file may import from its own floor and below it.
 FLOORS = (
     {"errors", "array_types", "pickles"},
-    {"data", "kernels", "rng", "sharding", "telemetry"},
+    {"data", "kernels", "rng", "sharding", "telemetry", "processes"},
     {"diffusion", "evaluation"},
     {"models"},
     {"optim", "state"},
-    {"step", "checkpoint", "settings"},
+    {"run_options"},
+    {"bundle", "settings"},
+    {"step", "checkpoint", "placement"},
     {"vocabulary", "controls", "design", "population", "direct", "run_record"},
     {"predictions", "validation", "run_setup"},
     {"predict", "released"},

@@ -10,10 +10,9 @@ from tiny_run import ROOT, tiny_config
 
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.models.mmdit import Denoiser
+from perturbdiff_jax.run_options import DataOptions, HoldoutOptions
 from perturbdiff_jax.run_record import check_same_run
 from perturbdiff_jax.settings import (
-    DataOptions,
-    HoldoutOptions,
     Settings,
     default_config,
     from_config,
@@ -65,7 +64,7 @@ def test_every_config_builds_a_model(config):
         ({"model": {"width": "wide"}}, "config.model.width='wide': must be int"),
         ({"model": {"width": 1.5}}, "config.model.width=1.5: must be int"),
         ({"model": {"width": True}}, "config.model.width=True: must be int"),
-        ({"model": {"remat": 1}}, "config.model.remat=1: must be bool"),
+        ({"model": {"scan": 1}}, "config.model.scan=1: must be bool"),
         ({"model": {"width": None}}, "config.model.width=None: must be int"),
         ({"data": {"hvg": "many"}}, "config.data.hvg='many': must be int or none"),
         (

@@ -57,7 +57,7 @@ def batch(seed=0):
 
 @functools.cache
 def compiled(devices):
-    mesh = sharding.make_mesh(jax.devices()[:devices])
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     return mesh, compile_step(parts(), mesh)
 
 
@@ -111,7 +111,7 @@ def test_packed_batches_train_like_dense_ones(devices):
 
 def test_a_run_over_packed_batches_compiles_few_steps():
     """Thirty batches of cells with 0 to 10 stored values, half of each set repeated: three lengths at most."""
-    mesh = sharding.make_mesh(jax.devices()[:1])
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
     traced = []
 
     def counted(batch):

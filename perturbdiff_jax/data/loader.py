@@ -7,7 +7,7 @@ in memory (resident) or is read while training (streamed), and on however many h
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -47,7 +47,7 @@ class SetSource(SetStream):
         memory: float = 4.0,
         control_memory: float = 1.0,
         densify: str = "host",
-        process: tuple[int, int] = (0, 1),
+        rows: Sequence[range] | None = None,
         blocks: int = 1,
         cells: ResidentCells | None = None,
         reach: Reach = AS_THE_STORE,
@@ -71,14 +71,15 @@ class SetSource(SetStream):
             tier: "resident", "streamed", or "auto": resident if the store's bytes fit `memory`.
             memory, control_memory: GiB of cells; the latter for the control cells of an epoch.
             densify: "host" gives Batch, "device" PackedBatch.
-            process: (number of this process, number of processes): the batch is this process's share of the sets.
+            rows: the sets of the batch, counted from 0 to B - 1, that this process is to have; None = all. Whole lanes
+                (see `lanes`) are cheapest: what two processes have of one lane, both read.
             blocks: D of a PackedBatch, the devices of this process.
             cells: the `cells` of another source of the same store.
             reach: how far cells are shuffled; for tests.
 
         Raises:
-            RequestError: unknown name, a split without cells, a number out of range, or processes or devices that do
-                not divide the batch.
+            RequestError: unknown name, a split without cells, a number out of range, or devices that do not divide
+                the batch.
         """
         if group_by not in GROUPINGS:
             raise unknown("group_by", group_by, GROUPINGS)
@@ -98,14 +99,7 @@ class SetSource(SetStream):
             name=store.path,
         )
         lanes = Lanes(index.n_sets, lane_count(sets_per_batch))
-        number, processes = process
-        if not 0 <= number < processes or lanes.count % processes or sets_per_batch // processes % blocks:
-            raise RequestError(
-                f"sets_per_batch = {sets_per_batch} cannot be shared by {processes} processes with {blocks} devices "
-                f"each.\nThe processes must divide {lanes.count}."
-            )
-        share = lanes.count // processes
-        self.lanes_here = range(number * share, (number + 1) * share)
+        self.rows = _checked_rows([range(sets_per_batch)] if rows is None else rows, sets_per_batch, blocks)
         super().__init__(
             store,
             index,
@@ -131,10 +125,22 @@ class SetSource(SetStream):
 
     def draw(self, step: int) -> Draw:
         """The cells of a step's batch, before pairing."""
+        return self.sets(self.stretches(step))
+
+    def stretches(self, step: int) -> list[tuple[int, int, int]]:
+        """What a step's batch takes of the lanes: (lane, first position in the lane, how many sets), by row."""
         if step < 0:
             raise IndexError(f"step {step}: must be >= 0")
         each = self.sets_per_batch // self.lanes.count
-        return self.sets([(lane, int(step) * each, each) for lane in self.lanes_here])
+        taken = []
+        for rows in self.rows:
+            row = rows.start
+            while row < rows.stop:
+                lane, passed = divmod(row, each)
+                count = min(rows.stop - row, each - passed)
+                taken.append((lane, int(step) * each + passed, count))
+                row += count
+        return taken
 
     def __getitem__(self, step: int) -> Batch | PackedBatch:
         return self.batcher.batch(self.draw(step))
@@ -218,6 +224,27 @@ def ordered(
         blocks=blocks,
         cells=cells,
     )
+
+
+def _checked_rows(rows: Sequence[range], sets: int, blocks: int) -> list[range]:
+    """Neighbouring ranges joined. RequestError unless they ascend, lie in the batch and can be cut into `blocks`."""
+    joined: list[range] = []
+    for span in rows:
+        before = joined[-1].stop if joined else 0
+        if span.step != 1 or not before <= span.start < span.stop <= sets:
+            raise RequestError(
+                f"rows {list(rows)}: must be ascending ranges of the {sets} sets of a batch (sets_per_batch)."
+            )
+        if joined and span.start == before:
+            joined[-1] = range(joined[-1].start, span.stop)
+        else:
+            joined.append(span)
+    count = sum(map(len, joined))
+    if blocks < 1 or count == 0 or count % blocks:
+        raise RequestError(
+            f"sets_per_batch={sets}: {count} sets of it cannot be shared by {blocks} devices of a process."
+        )
+    return joined
 
 
 def prefetch(

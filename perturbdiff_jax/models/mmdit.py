@@ -27,6 +27,11 @@ from perturbdiff_jax.models.layers import (
 
 ANCHORS = ("none", "control", "scaled_control")
 USES = ("yes", "no", "auto")
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -50,7 +55,12 @@ class ModelOptions:
     # the same token, so that the network predicts a change; "scaled_control": the same with a factor per gene
     # that depends on time and covariates (a zero stays a zero).
     anchor: str = "none"
-    remat: bool = False  # recompute block activations in the backward pass (memory for time)
+    # What the backward pass computes again instead of keeping it: "none", "full" = everything inside a block, "dots" =
+    # all but the outputs of matrix products.
+    remat: str = "none"
+    scan: bool = (
+        True  # False writes the blocks out one after the other: compiles longer, parameters are the same
+    )
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -66,6 +76,8 @@ class ModelOptions:
                 raise RequestError(f"model.{name}={getattr(self, name)!r}: allowed are {', '.join(USES)}.")
         if self.use_perturbation not in USES[:2]:
             raise RequestError(f"model.use_perturbation={self.use_perturbation!r}: allowed are yes, no.")
+        if self.remat not in REMAT:
+            raise RequestError(f"model.remat={self.remat!r}: allowed are {', '.join(REMAT)}.")
         if self.dtype not in DTYPES:
             raise RequestError(f"model.dtype={self.dtype!r}: allowed are {', '.join(DTYPES)}.")
         if min(self.width, self.depth, self.heads, self.mlp_ratio, self.covariate_width) < 1:
@@ -210,7 +222,9 @@ class Denoiser(nn.Module):
         )
 
         arguments = (width, opts.heads, opts.mlp_ratio, opts.norm_of_block_input, dtype)
-        block = nn.remat(Block, prevent_cse=False) if opts.remat else Block
+        policy = REMAT[opts.remat]
+        # Inside a scan nothing can be merged with what is computed again; written out, it has to be prevented.
+        block = nn.remat(Block, prevent_cse=not opts.scan, policy=policy) if policy else Block
         streams = (x, u)
         if opts.depth > 1:
             stacked = nn.scan(
@@ -219,6 +233,7 @@ class Denoiser(nn.Module):
                 split_rngs={"params": True},
                 in_axes=nn.broadcast,
                 length=opts.depth - 1,
+                unroll=1 if opts.scan else opts.depth - 1,
             )
             streams, _ = stacked(*arguments, name="blocks")(streams, c)
         # Outside the scan, so that the unused control output of the last block costs nothing.

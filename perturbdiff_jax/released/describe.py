@@ -15,8 +15,9 @@ from perturbdiff_jax.optim import EmaOptions, OptimOptions
 from perturbdiff_jax.released.checkpoint import WEIGHTS, Released
 from perturbdiff_jax.released.hyper_parameters import CONTROLS, Facts
 from perturbdiff_jax.released.network import Network
+from perturbdiff_jax.run_options import LoaderOptions
 from perturbdiff_jax.run_setup import LARGEST_LOGNORM
-from perturbdiff_jax.settings import LoaderOptions, Settings
+from perturbdiff_jax.settings import Settings
 
 CELLS_PER_SET = {"non-targeting": 32}  # Replogle; 256 everywhere else
 

@@ -28,6 +28,11 @@ def rows_of(expression):
     return np.rint(expression[..., 0] * 10).astype(int) - 1
 
 
+def share(number, hosts, sets=16):
+    """The rows of one of so many hosts."""
+    return range(number * sets // hosts, (number + 1) * sets // hosts)
+
+
 def test_batch_holds_the_planned_cells_divided_and_the_codes():
     store, made = fake_store(), source(train_on_controls=True)
     for step in range(6):
@@ -106,13 +111,26 @@ def test_any_order_of_asking_and_a_fresh_source_give_the_same_stream():
 def test_the_batch_of_several_hosts_is_the_batch_of_one(hosts, tier):
     store, options = fake_store(random_table()), {"sets_per_batch": 16, "reach": SHORT, "tier": tier}
     whole = source(store, **options)
-    parts = [source(store, process=(number, hosts), **options) for number in range(hosts)]
+    parts = [source(store, rows=[share(number, hosts)], **options) for number in range(hosts)]
     for step in (0, 1, 7, 30):
         made = [part[step] for part in parts]
         assert {len(part.mask) for part in made} == {16 // hosts}
         for field in FIELDS:
             joined = np.concatenate([getattr(part, field) for part in made])
             np.testing.assert_array_equal(getattr(whole[step], field), joined)
+
+
+@pytest.mark.parametrize("tier", ["resident", "streamed"])
+def test_any_rows_of_a_batch_can_be_asked_for(tier):
+    """Parts of lanes, runs that do not follow each other: 128 sets in 64 lanes of two."""
+    store, options = fake_store(random_table()), {"sets_per_batch": 128, "reach": SHORT, "tier": tier}
+    whole, rows = source(store, **options), [range(3, 4), range(4, 9), range(70, 71), range(127, 128)]
+    part = source(store, rows=rows, **options)
+    assert part.rows == [range(3, 9), range(70, 71), range(127, 128)]
+    for step in (0, 5):
+        for field in FIELDS:
+            expected = getattr(whole[step], field)[[row for span in rows for row in span]]
+            np.testing.assert_array_equal(getattr(part[step], field), expected)
 
 
 @pytest.mark.parametrize("batch", [1, 6, 8, 67, 128])
@@ -181,8 +199,9 @@ def test_wrong_requests_are_named():
         ({"densify": "gpu"}, r"unknown densify 'gpu'(.|\n)*device"),
         ({"group_by": "batch"}, r"unknown group_by 'batch'(.|\n)*cell_type"),
         ({"control_memory": 0}, "control_memory = 0"),
-        ({"process": (0, 2)}, r"shared by 2 processes(.|\n)*divide 3"),
-        ({"process": (3, 3)}, "shared by 3 processes"),
+        ({"rows": [range(2, 9)]}, "ascending ranges of the 3 sets"),
+        ({"rows": [range(2, 3), range(0, 1)]}, "ascending ranges"),
+        ({"rows": []}, "0 sets of it"),
         ({"blocks": 2}, "2 devices"),
     ):
         with pytest.raises(RequestError, match=message):

@@ -117,7 +117,12 @@ def test_codes_can_be_mapped_source_by_source():
 @pytest.mark.parametrize("hosts", [2, 4, 8])
 def test_the_batch_of_several_hosts_is_the_batch_of_one(hosts):
     whole = mixed(sets_per_batch=16)
-    parts = [mixed(sets_per_batch=16, process=(number, hosts), tier="streamed") for number in range(hosts)]
+    parts = [
+        mixed(
+            sets_per_batch=16, rows=[range(number * 16 // hosts, (number + 1) * 16 // hosts)], tier="streamed"
+        )
+        for number in range(hosts)
+    ]
     for step in (0, 3, 150):
         made = [part[step] for part in parts]
         joined = {field: np.concatenate([getattr(part, field) for part in made]) for field in FIELDS}

@@ -17,7 +17,6 @@ from perturbdiff_jax.array_types import Batch, PackedBatch
 from perturbdiff_jax.data.loader import SetSource
 from perturbdiff_jax.data.loading.batcher import Batcher
 from perturbdiff_jax.data.loading.draws import SOURCES, fold, shuffled
-from perturbdiff_jax.data.loading.lanes import lane_count
 from perturbdiff_jax.data.loading.sampler import Draw, Rows
 from perturbdiff_jax.errors import RequestError
 
@@ -58,7 +57,6 @@ class Mixture:
         self.shares = _shares(weights, len(self.sources))
         _check_alike(self.sources, sets_per_batch)
         first = self.sources[0]
-        self._each = sets_per_batch // lane_count(sets_per_batch)
         joined = _joined([source.store for source in self.sources], codes)
         self._first_group, self._first_cell = joined.first_group, joined.first_cell
         own = first.batcher
@@ -88,14 +86,12 @@ class Mixture:
 
     def draw(self, step: int) -> tuple[Draw, np.ndarray]:
         """The cells of a step's batch and the source of each set, [B] int32; groups and cells numbered through."""
-        if step < 0:
-            raise IndexError(f"step {step}: must be >= 0")
         stretches = collections.defaultdict(
             list
         )  # by source: (lane, position of the source in the lane, sets)
         slots = []
-        for lane in self.sources[0].lanes_here:
-            for position in range(step * self._each, (step + 1) * self._each):
+        for lane, first, count in self.sources[0].stretches(step):
+            for position in range(first, first + count):
                 number, own = self.place(lane, position)
                 slots.append(number)
                 stretches[number].append((lane, own, 1))
@@ -174,7 +170,7 @@ def _check_alike(sources: list[SetSource], sets_per_batch: int) -> None:
             "sets_per_batch": source.sets_per_batch,
             "cells_per_set": source.index.cells_per_set,
             "form": (source.batcher.form, source.batcher.divisor, source.batcher.runs, source.pairing),
-            "lanes": source.lanes_here,
+            "rows": source.rows,
             "kinds of stored values": kind,
         }
 
