@@ -1,251 +1,270 @@
-"""The checkpoint bundle: a directory that is enough to predict and to resume.
+"""Training states below BUNDLE/checkpoints, written by Orbax while training goes on.
 
-    BUNDLE/bundle.json          genes, normalisation, vocabularies, model and diffusion settings, split, versions
-    BUNDLE/checkpoints/<step>/  Orbax: `ema` (what predicts) and `train` (parameters, moments, step)
+    <step>/ema, <step>/train   arrays: what predicts; parameters, moments, step
+    <step>/metrics             scores of the sampled validation at this step, empty if there was none
+    <step>/run                 history of validations, metrics not yet logged, fingerprints of the arrays
+    <step>.damaged             could not be read back and was put aside for a look
 
-Orbax writes asynchronously, aside, and renames; the latest checkpoint and the best k by a validation metric stay.
+Orbax writes aside and renames, so a folder with a step's name is whole unless somebody damaged it. The latest
+checkpoint and the best k by the validation metric stay. All processes of a run save and restore together.
 """
 
+import contextlib
 import dataclasses
-import hashlib
-import importlib.metadata
 import json
 import logging
-import math
 import os
+import shutil
+import sys
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any
 
-import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
+from perturbdiff_jax import processes, stored_arrays
 from perturbdiff_jax.errors import RequestError
-from perturbdiff_jax.models.covariates import FROZEN
-from perturbdiff_jax.models.mmdit import Denoiser, ModelOptions
+from perturbdiff_jax.history import BestMetric, Recall
 from perturbdiff_jax.state import TrainState
+from perturbdiff_jax.stored_arrays import Damaged
 
-FORMAT = "perturbdiff-bundle"
-VERSION = 3  # 1 had none of the facts with a default below; up to 2 model.remat was a switch. All are read.
-FILE = "bundle.json"
-PACKAGES = ("perturbdiff_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "anndata", "cell-eval")
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax has not renamed yet
+REMOVED = "removed-"  # on its way out
+WHICH = ("best", "latest")
 
-
-# Orbax warns that what was opened for reading is open for reading; nobody but us can have asked for that.
-logging.getLogger("absl").addFilter(lambda record: "Given directory is read only" not in str(record.msg))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Bundle:
-    """The facts of bundle.json; every name that a prediction may need."""
-
-    genes: list[str]
-    perturbations: list[str]
-    cell_types: list[str]
-    batches: list[str]
-    control: str
-    keys: dict[str, str | None]  # obs column names: perturbation, cell_type, batch, dose
-    values: dict[str, Any]  # target_sum, log, divisor
-    trained: list[list[str]]  # [perturbation, cell type, batch] triples that training saw
-    split: dict[str, Any]
-    settings: dict[str, Any]  # the run's settings, see settings.Settings
-    best_metric: dict[str, str]  # {"name": ..., "mode": "min" | "max"}
-    versions: dict[str, str]
-    # Facts that most runs have no use for.
-    sources: list[str] = dataclasses.field(
-        default_factory=list
-    )  # with an input layer each; none = one shared
-    datasets: dict[str, str] = dataclasses.field(
-        default_factory=dict
-    )  # data set -> source; prefixes of batches
-    tables: dict[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # covariate -> name, shape, sha256 (frozen)
-    doses: dict[str, list] = dataclasses.field(
-        default_factory=dict
-    )  # values; codes: a row for each perturbation
-    covariate_genes: int = 0  # width of the covariate encoder; 0 = number of genes
-    origin: dict[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # of converted weights: file, kind of weights
+# What fails in Orbax's threads is raised in ours, by `wait` at the latest; Orbax prints its traceback as well.
+logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
 
 
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that decide numbers; absent ones are left out."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def write_bundle(path: str | Path, bundle: Bundle) -> None:
-    """Writes bundle.json aside and renames it."""
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    partial = path / (FILE + ".partial")
-    partial.write_text(
-        json.dumps({"format": FORMAT, "version": VERSION, **dataclasses.asdict(bundle)}, indent=1)
-    )
-    os.replace(partial, path / FILE)
-
-
-def read_bundle(path: str | Path) -> Bundle:
-    """Reads and checks bundle.json.
-
-    Raises:
-      RequestError: not a bundle, an incomplete one, or one of another version; names what is wrong.
-    """
-    file = Path(path) / FILE
-    if not file.is_file():
-        nested = Path(path) / "bundle" / FILE
-        hint = f" Did you mean {nested.parent}?" if nested.is_file() else ""
-        raise RequestError(f"{path}: not a checkpoint bundle ({FILE} is missing).{hint}")
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as error:  # not JSON, or not text
-        raise RequestError(f"{file}: damaged ({error}).") from None
-    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-        raise RequestError(f"{file}: not a {FORMAT} file.")
-    version = content.pop("version", None)
-    if version not in range(1, VERSION + 1) or isinstance(version, bool):
-        raise RequestError(f"{file}: bundle version {version!r}; this release reads versions 1 to {VERSION}.")
-    kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(Bundle).items()}
-    if version == 1:
-        fields = dataclasses.fields(Bundle)
-        later = {f.name: f.default_factory for f in fields if f.default_factory is not dataclasses.MISSING}
-        content = {"covariate_genes": 0, **{name: make() for name, make in later.items()}, **content}
-    if version < 3 and isinstance(content.get("settings"), dict):
-        model = content["settings"].get("model", {})
-        model["remat"] = "full" if model.get("remat") is True else "none"
-    if set(content) != set(kinds):
-        wrong = sorted(set(content) ^ set(kinds))
-        raise RequestError(f"{file}: damaged, keys missing or unknown: {', '.join(wrong)}.")
-    for name, kind in kinds.items():
-        if not isinstance(content[name], kind):
-            raise RequestError(f"{file}: damaged, {name} must be a {kind.__name__}.")
-    return Bundle(**content)
-
-
-def build_model(bundle: Bundle, options: ModelOptions) -> Denoiser:
-    """The network of a bundle."""
-
-    def table(covariate: str) -> tuple[int, int] | None:
-        return tuple(bundle.tables[covariate]["shape"]) if covariate in bundle.tables else None
-
-    return Denoiser(
-        options,
-        genes=len(bundle.genes),
-        perturbations=len(bundle.perturbations),
-        cell_types=len(bundle.cell_types),
-        batches=len(bundle.batches),
-        sources=len(bundle.sources),
-        perturbation_table=table("perturbation"),
-        cell_type_table=table("cell_type"),
-        dose_codes=tuple(bundle.doses.get("codes", ())),
-        covariate_genes=bundle.covariate_genes,
+def last_good(bundle: Path) -> str:
+    """Says which checkpoint a run can go on from."""
+    steps = steps_in(bundle / "checkpoints")
+    return (
+        f"The last good checkpoint is that of step {steps[-1]:,}" if steps else "There is no checkpoint yet"
     )
 
 
-def table_hashes(params: dict) -> dict[str, str]:
-    """SHA-256 of every frozen embedding table among the parameters, by covariate."""
-    return {
-        name.removeprefix(FROZEN): hashlib.sha256(np.ascontiguousarray(table, np.float32)).hexdigest()
-        for name, table in params["covariates"].items()
-        if name.startswith(FROZEN)
-    }
+def steps_in(folder: Path) -> list[int]:
+    """Steps with a checkpoint, ascending; whether they can be read is another question."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal() and entry.is_dir())
 
 
 class Checkpoints:
-    """Saving and restoring states below BUNDLE/checkpoints."""
+    """Saving, restoring and choosing states below BUNDLE/checkpoints; closed at the end of a `with`."""
 
     def __init__(self, bundle: str | Path, *, metric: str, mode: str, keep: int, read_only: bool = False):
-        self.path = Path(bundle).absolute() / "checkpoints"
-        self._metric = f"validation/{metric}"
+        self.bundle = Path(bundle)
+        self.path = self.bundle.absolute() / "checkpoints"
+        self.best_metric = BestMetric(f"validation/{metric}", mode)
+        self._keep = keep
+        self._writer: ocp.AsyncCheckpointer | None = None
         if read_only and not self.path.is_dir():
             raise RequestError(f"{bundle}: the bundle is incomplete, it holds no checkpoint yet.")
-        self._sign = 1.0 if mode == "max" else -1.0
-        keep_best = policies.BestN(get_metric_fn=self._goodness, n=keep)
-        self._manager = ocp.CheckpointManager(
-            self.path,
-            options=ocp.CheckpointManagerOptions(
-                best_fn=self._goodness,  # without it Orbax does not write the metrics down
-                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), keep_best]),
-                create=not read_only,
-                read_only=read_only,
-                save_interval_steps=0 if read_only else 1,
-                cleanup_tmp_directories=not read_only,
-            ),
-        )
-
-    def _goodness(self, metrics: dict[str, float]) -> float:
-        """The metric, larger = better; an undefined one is worst."""
-        value = self._sign * metrics.get(self._metric, math.nan)
-        return -math.inf if math.isnan(value) else value
-
-    def save(self, state: TrainState, metrics: dict[str, float]) -> None:
-        """Starts an asynchronous save of the state under its step."""
-        train = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(ema=ocp.args.StandardSave(state.ema), train=ocp.args.StandardSave(train)),
-            metrics={name: float(value) for name, value in metrics.items()},
-        )
-
-    def save_weights(self, step: int, weights: dict) -> None:
-        """Saves weights that predict, without a training state, and waits for it."""
-        self._manager.save(step, args=ocp.args.Composite(ema=ocp.args.StandardSave(weights)), metrics={})
-        self._manager.wait_until_finished()
+        if not read_only:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._sweep()
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint, None when there is none."""
-        return self._manager.latest_step()
+        return max(steps_in(self.path), default=None)
 
     def best_step(self) -> int | None:
         """Step of the best checkpoint by the validation metric, the newest of equals."""
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        return max(steps, key=lambda step: self._goodness(self._manager.metrics(step) or {}), default=None)
+        return next(iter(self.ranked("best")), None)
+
+    def ranked(self, which: str) -> list[int]:
+        """All steps, the "best" or the "latest" first. One without a score comes after those that have one."""
+        steps = steps_in(self.path)[::-1]
+        if which == "latest":
+            return steps
+        scores = {step: (self.metrics(step) or {}).get(self.best_metric.name) for step in steps}
+        return sorted(
+            steps, key=lambda step: (scores[step] is None, -self.best_metric.goodness(scores[step]))
+        )
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        """Scores of the validation at `step`, empty when there was none; None when they cannot be read."""
+        try:
+            found = json.loads((self.path / str(step) / "metrics" / "metrics").read_text())
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def save(
+        self, state: TrainState, scores: dict[str, float] | None = None, recall: Recall | None = None
+    ) -> None:
+        """Starts a save of the state under its step, after waiting for the one before.
+
+        Args:
+          state: must stay as it is until this returns, no longer.
+          scores: of the validation at this step, if there was one.
+          recall: what a resumed run is to know.
+        """
+        train = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+        self._save(int(state.step), {"ema": state.ema, "train": train}, scores or {}, recall or Recall())
+
+    def save_weights(self, step: int, weights: dict) -> None:
+        """Saves weights that predict, without a training state, and waits for it."""
+        self._save(step, {"ema": weights}, {}, Recall())
+        self.wait()
+
+    def _save(self, step: int, trees: dict[str, Any], scores: dict[str, float], recall: Recall) -> None:
+        self.wait()
+        self._thin_out()  # makes room first
+        if self._writer is None:
+            registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+            registry.add("metrics", ocp.args.JsonSave, ocp.JsonCheckpointHandler(filename="metrics"))
+            self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(handler_registry=registry))
+        fingerprints = {name: stored_arrays.fingerprint(tree) for name, tree in trees.items()}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items["metrics"] = ocp.args.JsonSave({name: float(value) for name, value in scores.items()})
+        items["run"] = ocp.args.JsonSave({**dataclasses.asdict(recall), "fingerprints": fingerprints})
+        self._writer.save(self.path / str(step), args=ocp.args.Composite(**items))
+
+    def newest(self, like: TrainState) -> tuple[TrainState, Recall] | None:
+        """The newest checkpoint that can be read, placed as `like`; None when there is no checkpoint at all.
+
+        Newer ones that are damaged are put aside, with a warning.
+
+        Raises:
+          RequestError: there are checkpoints, and none can be read.
+        """
+        steps, damaged = self.ranked("latest"), {}
+        for step in steps:
+            try:
+                found = self.restore(step, like), self.recall(step)
+            except Damaged as error:
+                damaged[step] = error
+                continue
+            for bad in damaged:
+                if processes.leads():
+                    aside = self.path / f"{bad}.damaged"
+                    shutil.rmtree(aside, ignore_errors=True)
+                    os.rename(self.path / str(bad), aside)
+            self._warn(damaged, step)
+            return found
+        if damaged:
+            first = steps[0]
+            raise RequestError(
+                f"{self.path}: no checkpoint can be read; that of step {first:,}: {damaged[first]}.\n"
+                "Put one back, or begin anew in another --workdir."
+            )
+        return None
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state at `step`, placed as `like` (arrays or shapes with shardings)."""
+        """The state at `step`, placed as `like` (arrays, or shapes with shardings). Raises Damaged."""
         train = {"step": like.step, "params": like.params, "opt_state": like.opt_state}
-        found = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                ema=ocp.args.StandardRestore(_shapes(like.ema)),
-                train=ocp.args.StandardRestore(_shapes(train)),
-            ),
-        )
+        found, reason = {}, None
+        try:
+            expected = self._run(step)["fingerprints"]
+            for item, shapes in {"ema": like.ema, "train": train}.items():
+                found[item] = stored_arrays.read(self.path / str(step) / item, shapes)
+        except Damaged as error:
+            reason = error
+        except KeyError:
+            reason = Damaged("run: not there, or not whole")
+        # Fingerprints are computed by all processes together, so all have to have read it.
+        if processes.agreed(reason is not None):
+            raise reason or Damaged("another process cannot read it")
+        for item, tree in found.items():
+            stored_arrays.verify(item, tree, expected.get(item))
         return TrainState(ema=found["ema"], **found["train"])
 
+    def recall(self, step: int) -> Recall:
+        """What was remembered at `step`. Raises Damaged."""
+        run = self._run(step)
+        return Recall(run.get("history", []), run.get("window", []))
+
+    def weights(self, which: str, like: dict) -> tuple[int, dict]:
+        """(step, averaged weights) of the best or the latest checkpoint that can be read; warns about better ones.
+
+        Raises:
+          RequestError: there is none, or none can be read.
+        """
+        steps, damaged = self.ranked(which), {}
+        if which == "best":  # one of these might have been
+            damaged = {step: Damaged("metrics: no scores") for step in steps if self.metrics(step) is None}
+        for step in steps:
+            try:
+                found = self.restore_ema(step, like)
+            except Damaged as error:
+                damaged[step] = error
+                continue
+            damaged.pop(step, None)
+            # What a run that goes on has removed meanwhile was not damaged.
+            self._warn({bad: damaged[bad] for bad in damaged if (self.path / str(bad)).is_dir()}, step)
+            return step, found
+        for step, error in damaged.items():
+            raise RequestError(
+                f"{self.bundle}: the bundle is damaged, checkpoint {step} cannot be read ({error})."
+            )
+        raise RequestError(f"{self.bundle}: the bundle is incomplete, it holds no checkpoint yet.")
+
     def restore_ema(self, step: int, like: dict) -> dict:
-        """The averaged weights alone at `step`; ValueError when they are not shaped as `like`."""
-        # Looked at before: reads that fail half-way make Orbax speak up when the process ends.
-        kept = ocp.StandardCheckpointHandler().metadata(self.path / str(step) / "ema")
-        kept = {jax.tree_util.keystr(path): leaf.shape for path, leaf in _leaves(getattr(kept, "tree", kept))}
-        for path, leaf in _leaves(like):
-            name = jax.tree_util.keystr(path)
-            if kept.get(name) != leaf.shape:
-                raise ValueError(f"{name} has shape {kept.get(name)}, the settings ask for {leaf.shape}")
-        args = ocp.args.Composite(ema=ocp.args.StandardRestore(_shapes(like)))
-        return self._manager.restore(step, args=args)["ema"]
+        """The averaged weights alone at `step`. Raises Damaged, also when they are not shaped as `like`."""
+        expected = self._run(step).get("fingerprints", {}).get("ema")
+        found = stored_arrays.read(self.path / str(step) / "ema", like)
+        stored_arrays.verify("ema", found, expected)
+        return found
+
+    def wait(self) -> None:
+        """Waits for a save under way, and raises what went wrong with it."""
+        if self._writer is not None:
+            self._writer.wait_until_finished()
+
+    def check(self) -> None:
+        """Raises what has gone wrong with a save, without waiting for one under way."""
+        if self._writer is not None:
+            self._writer.check_for_errors()
 
     def close(self) -> None:
-        """Waits for saves under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for saves under way and removes what need not stay."""
+        self.wait()
+        if self._writer is not None:
+            self._writer.close()
+            self._thin_out()
 
+    def __enter__(self) -> "Checkpoints":
+        return self
 
-def _leaves(tree: Any) -> list[tuple]:
-    return jax.tree_util.tree_flatten_with_path(tree)[0]
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        # An error that ends the run is not to be hidden by one that follows from it.
+        with contextlib.suppress(*[Exception] if kind else []):
+            self.close()
 
+    def _run(self, step: int) -> dict[str, Any]:
+        """The item `run` of a checkpoint; empty for those from before there was one. Raises Damaged."""
+        folder = self.path / str(step) / "run"
+        try:
+            found = json.loads((folder / "metadata").read_text()) if folder.is_dir() else {}
+        except PermissionError as error:
+            raise RequestError(f"{folder}: cannot be read ({error.strerror}).") from None
+        except (OSError, ValueError) as error:
+            raise Damaged(f"run: {str(error).splitlines()[0]}") from None
+        if not isinstance(found, dict):
+            raise Damaged("run: no facts of a checkpoint")
+        return found
 
-def _shapes(tree: Any) -> Any:
-    def shape(leaf):
-        sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    def _warn(self, damaged: dict[int, Damaged], step: int) -> None:
+        if damaged and processes.leads():
+            names = ", ".join(str(self.path / str(bad)) for bad in damaged)
+            reason = next(iter(damaged.values()))
+            print(f"warning: {names} is damaged ({reason}); going back to step {step:,}.", file=sys.stderr)
 
-    return jax.tree.map(shape, tree)
+    def _thin_out(self) -> None:
+        """Removes all but the latest checkpoint and the best k of those with a score."""
+        if not processes.leads():
+            return
+        scored = [step for step in self.ranked("best") if self.best_metric.name in (self.metrics(step) or {})]
+        for step in set(steps_in(self.path)) - {self.latest_step(), *scored[: self._keep]}:
+            # Renamed first: a kill in between must leave nothing that looks like a checkpoint.
+            os.replace(self.path / str(step), self.path / f"{REMOVED}{step}")
+        self._sweep(unfinished=False)
+
+    def _sweep(self, *, unfinished: bool = True) -> None:
+        """Removes what a killed run left behind; `unfinished` saves only while none is under way."""
+        if processes.leads():
+            for entry in self.path.iterdir():
+                if entry.name.startswith(REMOVED) or (unfinished and UNFINISHED in entry.name):
+                    shutil.rmtree(entry, ignore_errors=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from perturbdiff_jax.checkpoint import Bundle
+from perturbdiff_jax.bundle import Bundle
 from perturbdiff_jax.data.cell_sources import InMemory, SomeRows
 from perturbdiff_jax.data.groups import FALLBACKS, resolve_controls
 from perturbdiff_jax.data.h5ad import H5ad

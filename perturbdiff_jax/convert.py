@@ -15,7 +15,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from perturbdiff_jax.checkpoint import FILE, Checkpoints, build_model, table_hashes, write_bundle
+from perturbdiff_jax.bundle import FILE, build_model, table_hashes, write_bundle
+from perturbdiff_jax.checkpoint import Checkpoints
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.released.checkpoint import open_released
 from perturbdiff_jax.released.describe import ConvertOptions, describe

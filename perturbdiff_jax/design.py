@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from perturbdiff_jax.checkpoint import Bundle
+from perturbdiff_jax.bundle import Bundle
 from perturbdiff_jax.controls import ControlCells
 from perturbdiff_jax.data.conditions import SPLITS
 from perturbdiff_jax.data.store import Store

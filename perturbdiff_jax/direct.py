@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturbdiff_jax import settings as run_settings
-from perturbdiff_jax.checkpoint import Bundle
+from perturbdiff_jax.bundle import Bundle
 from perturbdiff_jax.diffusion import samplers
 from perturbdiff_jax.diffusion.schedule import Schedule
 from perturbdiff_jax.errors import RequestError, shorten

@@ -1,14 +1,57 @@
-"""The one error that means "the request or the input is wrong", as against a fault of ours.
+"""What ends a command other than its success: a wrong request, a run that cannot go on, a signal.
 
-Command lines turn it into one or two lines on stderr and exit code 2; anything else is a fault (exit code 1).
+Command lines turn these into one or two lines and an exit code; anything else is a fault of ours (a traceback, 1).
 """
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+FULL_TEXTS = ("No space left on device", "Disk quota exceeded")
 
 
 class RequestError(ValueError):
-    """Wrong request or input. The message names file, column and value, and what is allowed (1-2 lines)."""
+    """Wrong request or input. The message names file, column and value, and what is allowed (1-2 lines). Code 2."""
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on although nothing in its request is wrong; says what is safe (1-2 lines). Code 1."""
+
+
+class Stopped(SystemExit):
+    """A run that ended early because it was asked to; says how to go on. Code 0."""
+
+    def __init__(self, message: str):
+        super().__init__(0)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@contextlib.contextmanager
+def full_disk_told(where: str | Path, safe: Callable[[], str]) -> Iterator[None]:
+    """Turns the many errors that a full disk gives rise to into a RunError; `safe` says what is safe."""
+    try:
+        yield
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        raise RunError(
+            f"{where}: no space is left on the disk.\n{safe()}; make room and give the same command again."
+        ) from error
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or what it comes from, is a disk (or a quota) that is full, in whoever's words."""
+    while error is not None:
+        if getattr(error, "errno", None) in FULL or any(text in str(error) for text in FULL_TEXTS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def shorten(names: Iterable[object], most: int = 12) -> str:

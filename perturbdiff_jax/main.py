@@ -10,7 +10,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from perturbdiff_jax.errors import RequestError
+from perturbdiff_jax import processes
+from perturbdiff_jax.errors import RequestError, RunError, Stopped
 
 USAGE = "usage: python -m perturbdiff_jax.main --config=FILE --workdir=DIR [--config.section.key=value ...]"
 HELP = f"""{USAGE}
@@ -115,15 +116,16 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Runs the job; exit code 0 done, 2 wrong request or input, 1 a fault of ours."""
+    """Runs the job; exit code 0 done or stopped by SIGTERM, 2 wrong request or input, 1 a fault of ours."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help", "--helpfull"} & set(arguments):
         print(HELP)
         return 0
-    return guarded(lambda: _main(arguments))
+    return processes.finish(guarded(lambda: _main(arguments)))
 
 
 def _main(arguments: Sequence[str]) -> None:
+    processes.start()
     config, workdir = parse(arguments)
     from perturbdiff_jax.train import train_and_evaluate
 
@@ -137,6 +139,14 @@ def guarded(job: Callable[[], object]) -> int:
     except RequestError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stopped:
+        print(stopped)
+    except processes.LeadFailed as error:
+        print(error, file=sys.stderr)
+        return error.code
     except KeyboardInterrupt:
         print("interrupted; give the same command again to go on", file=sys.stderr)
         return 130

@@ -18,7 +18,8 @@ import scipy.sparse as sp
 
 from perturbdiff_jax import direct
 from perturbdiff_jax import settings as run_settings
-from perturbdiff_jax.checkpoint import Bundle, Checkpoints, build_model, read_bundle, table_hashes
+from perturbdiff_jax.bundle import Bundle, build_model, read_bundle, table_hashes
+from perturbdiff_jax.checkpoint import WHICH, Checkpoints
 from perturbdiff_jax.controls import ControlCells, from_anndata
 from perturbdiff_jax.design import check_design, full_design, requests_of
 from perturbdiff_jax.diffusion import samplers
@@ -27,9 +28,7 @@ from perturbdiff_jax.models.mmdit import Denoiser
 from perturbdiff_jax.population import Walker
 from perturbdiff_jax.predictions import assemble
 from perturbdiff_jax.state import init_params
-from perturbdiff_jax.telemetry import Progress
-
-WHICH = ("best", "latest")
+from perturbdiff_jax.telemetry.progress import Progress
 
 
 def load(path: str | Path, *, which: str = "best") -> "Predictor":
@@ -37,7 +36,8 @@ def load(path: str | Path, *, which: str = "best") -> "Predictor":
 
     Args:
       path: bundle directory.
-      which: "best" checkpoint by the validation metric, or the "latest".
+      which: "best" checkpoint by the validation metric, or the "latest". One that is damaged is passed over, with a
+        warning, for the next best or the next older.
 
     Raises:
       RequestError: not a bundle, incomplete, damaged, or of another version.
@@ -57,17 +57,8 @@ def load(path: str | Path, *, which: str = "best") -> "Predictor":
     checkpoints = Checkpoints(
         path, metric=best["name"], mode=best["mode"], keep=options.train.keep, read_only=True
     )
-    step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
-    if step is None:
-        raise RequestError(f"{path}: the bundle is incomplete, it holds no checkpoint yet.")
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    try:
-        params = checkpoints.restore_ema(step, shapes)
-    except (OSError, ValueError, KeyError) as error:  # whatever Orbax meets: the files are not what they were
-        raise RequestError(
-            f"{path}: the bundle is damaged, checkpoint {step} cannot be read ({str(error).splitlines()[0][:200]})."
-        ) from error
-    checkpoints.close()
+    step, params = checkpoints.weights(which, shapes)
     for covariate, found in table_hashes(params).items():
         if bundle.tables[covariate].get("sha256", found) != found:
             raise RequestError(

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from perturbdiff_jax.checkpoint import Bundle
+from perturbdiff_jax.bundle import Bundle
 from perturbdiff_jax.controls import ControlCells
 from perturbdiff_jax.design import CONDITION
 from perturbdiff_jax.diffusion.samplers import SamplerOptions

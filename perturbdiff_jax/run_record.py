@@ -3,17 +3,16 @@
 import contextlib
 import json
 import os
-import platform
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from perturbdiff_jax.checkpoint import package_versions
-from perturbdiff_jax.errors import RequestError
+from perturbdiff_jax import processes
+from perturbdiff_jax.errors import RequestError, Stopped
 from perturbdiff_jax.settings import Settings
+from perturbdiff_jax.telemetry.environment import environment
+from perturbdiff_jax.telemetry.meter import memory
 
 # What may differ when a run is taken up again: it changes no weight (beyond rounding) and no cell that is there.
 FREE = (
@@ -129,31 +128,35 @@ class RunRecord:
                 json.JSONDecodeError
             ):  # only facts for reading: a cut file is written anew
                 self._facts = json.loads(self._path.read_text())
-        self._facts |= {
-            "versions": {**package_versions(), "python": platform.python_version()},
-            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-            "command": " ".join(sys.argv),
-        }
+        self._facts |= environment()
         self._facts.setdefault("seconds", {})
 
     def note(self, **facts: Any) -> None:
-        """Adds facts and writes the file."""
+        """Adds facts and writes the file, on the process that leads."""
         self._facts |= facts
-        write_json(self._path, self._facts)
+        if processes.leads():
+            write_json(self._path, self._facts)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Times a stage; a stage taken up again adds to its time."""
         began = time.monotonic()
-        yield
-        seconds = self._facts["seconds"]
-        seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - began, 1)
-        self.note()
+
+        def note() -> None:
+            seconds = self._facts["seconds"]
+            seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - began, 1)
+            self.note()
+
+        try:
+            yield
+        except Stopped:
+            note()
+            raise
+        note()
 
     def finish(self) -> None:
         """Notes what is known at the end only."""
-        unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux KiB
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        peak = memory()["host_gib"]
         self.note(peak_memory_gib=round(peak, 2))
         times = ", ".join(f"{name} {value:.0f} s" for name, value in self._facts["seconds"].items())
         print(f"Times: {times}; peak memory {peak:.1f} GiB.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from perturbdiff_jax.checkpoint import Bundle, package_versions
+from perturbdiff_jax.bundle import Bundle, package_versions
 from perturbdiff_jax.data.conditions import CONTROL as CONTROL_SPLIT
 from perturbdiff_jax.data.conditions import TEST, TRAIN, VALIDATION
 from perturbdiff_jax.data.loading.index import index_sets

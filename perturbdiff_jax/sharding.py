@@ -27,7 +27,9 @@ SETS = ("data", "fsdp")  # what the leading axis of a batch is dealt to
 PARAM_RULES = (
     # Columns over both axes: the rows are genes, whose number has few divisors (12,626 = 2 x 59 x 107).
     (r"embed_(perturbed|control)/kernel", (None, ("fsdp", "tensor"))),
-    (r"(qkv|mlp_[xu]/hidden|to_parts|head/out|mix)/linear/kernel", ("fsdp", "tensor")),
+    # Rows: the columns are split into six right away, and a cut through those is not put together again well.
+    (r"to_parts/linear/kernel", (("fsdp", "tensor"), None)),
+    (r"(qkv|mlp_[xu]/hidden|head/out|mix)/linear/kernel", ("fsdp", "tensor")),
     (r"(attention/out|mlp_[xu]/out|condition)/linear/kernel", ("tensor", "fsdp")),
     (r"time/hidden/kernel", ("fsdp", "tensor")),
     (r"time/out/kernel", ("tensor", "fsdp")),
@@ -37,7 +39,7 @@ PARAM_RULES = (
 )
 
 # Dimensions of activations, by name. "features" are those between two kernels cut over `tensor`.
-ACTIVATIONS = {"sets": SETS, "cells": None, "genes": None, "width": None, "features": "tensor"}
+ACTIVATIONS = {"sets": SETS, "whole": None, "features": "tensor"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

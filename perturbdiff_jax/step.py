@@ -1,6 +1,8 @@
 """One training step: (state, batch) -> (state, metrics), a pure function compiled with donated state.
 
-A dense batch has one shape and is compiled once, a packed one for each of its few lengths (data/batcher.py).
+A dense batch has one shape and is compiled once, a packed one for each of its few lengths (data/loading/batcher.py).
+Noise and timesteps are drawn for the whole batch by keys that depend on the seed and the step alone: neither the number
+of devices nor the parts in which a batch is worked off change them.
 """
 
 import dataclasses
@@ -18,7 +20,7 @@ from perturbdiff_jax.diffusion.schedule import Schedule
 from perturbdiff_jax.kernels.densify import densify
 from perturbdiff_jax.models.mmdit import Denoiser
 from perturbdiff_jax.optim import EmaOptions, present_parameters, update_ema
-from perturbdiff_jax.state import TrainState
+from perturbdiff_jax.state import TrainState, create_state, init_params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,7 @@ class StepParts:
     ema: EmaOptions
     seed: int
     divisor: float = 10.0  # what a packed batch's log1p expression is divided by
+    accumulate: int = 1  # parts of a batch, one after the other
 
 
 def bind(model: Denoiser, params: dict, perturbation, cell_type, batch, source=None) -> objective.Denoise:
@@ -76,26 +79,76 @@ def updated(parts: StepParts, state: TrainState, gradients: dict, present: dict)
     return TrainState(step=step, params=params, ema=ema, opt_state=opt_state)
 
 
+def accumulated(
+    parts: StepParts, params: dict, batch: Batch, draws: objective.Draws, runs: int
+) -> tuple[dict, dict]:
+    """`loss_gradient` of the whole batch with the memory of a part of it.
+
+    Every part takes its share of each of the `runs` stretches that the devices hold, so that no set moves; the loss is
+    a mean over sets, whose order does not matter.
+    """
+
+    def cut(x: jax.Array) -> jax.Array:
+        shape = (runs, parts.accumulate, -1, *x.shape[1:])
+        whole = jnp.swapaxes(x.reshape(shape), 0, 1).reshape(parts.accumulate, -1, *x.shape[1:])
+        return sharding.constrain(whole, "whole", "sets", *["whole"] * (whole.ndim - 2))
+
+    def add(total, piece):
+        found = loss_gradient(parts, params, *piece)
+        return jax.tree.map(lambda a, b: a + b / parts.accumulate, total, found), None
+
+    pieces = jax.tree.map(cut, (batch, draws))
+    first = jax.tree.map(lambda x: x[0], pieces)
+    shapes = jax.eval_shape(lambda piece: loss_gradient(parts, params, *piece), first)
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add, zero, pieces)[0]
+
+
 def train_step(
-    parts: StepParts, state: TrainState, batch: Batch | PackedBatch
+    parts: StepParts, state: TrainState, batch: Batch | PackedBatch, *, runs: int = 1
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Forward, backward, clip, AdamW, average. Metrics are float32 scalars."""
+    """Forward, backward, clip, AdamW, average. Metrics are float32 scalars.
+
+    `runs` is the number of stretches of sets that devices hold.
+    """
     if isinstance(batch, PackedBatch):
         batch = densify(batch, genes=parts.model.genes, divisor=parts.divisor)
     key = rng.key_for(parts.seed, "loss", state.step)
     draws = objective.draw(key, batch.perturbed.shape, parts.schedule, parts.objective)
-    gradients, metrics = loss_gradient(parts, state.params, batch, draws)
+    if parts.accumulate > 1:
+        gradients, metrics = accumulated(parts, state.params, batch, draws, runs)
+    else:
+        gradients, metrics = loss_gradient(parts, state.params, batch, draws)
     present = present_parameters(state.params, draws.drop, batch.source)
     metrics = {**metrics, "grad_norm": optax.global_norm(gradients)}
     return updated(parts, state, gradients, present), metrics
 
 
+def initial_state(parts: StepParts, mesh: Mesh) -> TrainState:
+    """The state before the first step, drawn where it will live: no device ever holds more than its share."""
+    cut = sharding.state_shardings(_shapes(parts), mesh)
+    return jax.jit(lambda: _state(parts), out_shardings=cut)()
+
+
 def compile_step(parts: StepParts, mesh: Mesh) -> Callable:
-    """The jitted step on a mesh: batch sharded over sets (and runs of sets), state replicated and donated."""
-    whole = sharding.replicated(mesh)
+    """The jitted step on a mesh: batch cut by sets (and runs of sets), state by the table of rules, and donated."""
+    cut = sharding.state_shardings(_shapes(parts), mesh)
+
+    def step(state, batch):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return train_step(parts, state, batch, runs=sharding.runs_of(mesh))
+
     return jax.jit(
-        lambda state, batch: train_step(parts, state, batch),
-        in_shardings=(whole, sharding.batch_sharding(mesh)),
-        out_shardings=(whole, whole),
+        step,
+        in_shardings=(cut, sharding.batch_sharding(mesh)),
+        out_shardings=(cut, sharding.replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def _state(parts: StepParts) -> TrainState:
+    return create_state(init_params(parts.model, rng.key_for(parts.seed, "init")), parts.tx)
+
+
+def _shapes(parts: StepParts) -> TrainState:
+    return jax.eval_shape(lambda: _state(parts))

@@ -1,35 +1,46 @@
 """The main job, in reading order: cells, training, prediction of the hold-out, evaluation, report.
 
 `train_and_evaluate(config, workdir)` is the whole story; run again with the same config it goes on where it was
-broken off. What a step is, how batches are made and what a checkpoint holds is told elsewhere.
+broken off. What a step is, how batches are made, what a checkpoint holds and what the loop does is told elsewhere.
 """
 
-import math
-import time
+import contextlib
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from perturbdiff_jax import rng, sharding
-from perturbdiff_jax.checkpoint import Checkpoints, build_model, write_bundle
+from perturbdiff_jax import processes, sharding
+from perturbdiff_jax.bundle import build_model, write_bundle
+from perturbdiff_jax.checkpoint import Checkpoints, last_good
 from perturbdiff_jax.controls import from_store
 from perturbdiff_jax.data.conditions import TEST, VALIDATION
-from perturbdiff_jax.data.loader import SetSource, prefetch
+from perturbdiff_jax.data.loader import SetSource
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.design import split_design
+from perturbdiff_jax.errors import full_disk_told, shorten
 from perturbdiff_jax.evaluation.evaluate import evaluate
 from perturbdiff_jax.evaluation.report import write_report
+from perturbdiff_jax.history import Recall
+from perturbdiff_jax.interruption import Interruption
+from perturbdiff_jax.loop import TrainingLoop
 from perturbdiff_jax.optim import learning_rate, optimizer
+from perturbdiff_jax.placement import placed
 from perturbdiff_jax.population import Walker
 from perturbdiff_jax.predict import load
 from perturbdiff_jax.predictions import write_predictions
+from perturbdiff_jax.run_lock import RunLock
+from perturbdiff_jax.run_options import ProfileSpan
 from perturbdiff_jax.run_record import RunRecord, check_same_run, taken_back_if_refused
 from perturbdiff_jax.run_setup import describe, open_store, settle, store_facts
 from perturbdiff_jax.settings import Settings, from_config
-from perturbdiff_jax.state import count_parameters, create_state, init_params
-from perturbdiff_jax.step import StepParts, compile_step
-from perturbdiff_jax.telemetry import Progress, RunLog
+from perturbdiff_jax.state import count_parameters
+from perturbdiff_jax.step import StepParts, compile_step, initial_state
+from perturbdiff_jax.telemetry.flops import step_flops
+from perturbdiff_jax.telemetry.meter import Meter
+from perturbdiff_jax.telemetry.peaks import peak_flops
+from perturbdiff_jax.telemetry.run_log import RunLog
+from perturbdiff_jax.telemetry.trace import Trace
 from perturbdiff_jax.validation import SampledValidation
 
 
@@ -41,19 +52,35 @@ def train_and_evaluate(config, workdir: str | Path) -> Path:
       workdir: gets store/, bundle/, logs/, predictions.h5ad, metrics.csv, summary.json, report.html.
 
     Raises:
-      RequestError: wrong config or data, or a work directory that holds another run.
+      RequestError: wrong config or data, a work directory that holds another run, or in which one is at work.
+      Stopped: SIGTERM; what is done stays.
+      RunError: a loss that is not finite, a full disk.
     """
     settings = from_config(config)
     workdir = Path(workdir)
-    record = RunRecord(workdir)
-    with taken_back_if_refused(workdir, "config.json", "simulated.h5ad"):
-        check_same_run(workdir, settings)
-        with record.stage("prepare"):
-            store = open_store(settings, workdir)
-    settings = settle(settings, store)
-    record.note(store=store_facts(store))
-    with record.stage("train"):
-        record.note(**train(settings, store, workdir))
+    with Interruption() as stop, contextlib.ExitStack() as held:
+        held.enter_context(full_disk_told(workdir, lambda: last_good(workdir / "bundle")))
+
+        def begin() -> None:
+            with taken_back_if_refused(workdir, ".lock", "config.json", "simulated.h5ad"):
+                held.enter_context(RunLock(workdir))
+                check_same_run(workdir, settings)
+                with RunRecord(workdir).stage("prepare"):
+                    open_store(settings, workdir)
+
+        processes.lead(begin)
+        store = open_store(settings, workdir)
+        settings = settle(settings, store)
+        record = RunRecord(workdir)
+        record.note(store=store_facts(store))
+        stop.check()
+        with record.stage("train"):
+            record.note(**train(settings, store, workdir, stop))
+        return processes.lead(lambda: predict_and_evaluate(settings, store, workdir, record))
+
+
+def predict_and_evaluate(settings: Settings, store: Store, workdir: Path, record: RunRecord) -> Path:
+    """What comes after training, on one process: predictions of the test split, scores, report."""
     if not (store.groups.split == TEST).any():
         print("No condition is held out for testing: nothing to predict and score (see config.holdout).")
         return write_report(workdir)
@@ -78,98 +105,91 @@ def train_and_evaluate(config, workdir: str | Path) -> Path:
     return report
 
 
-def train(settings: Settings, store: Store, workdir: Path) -> dict:
+def train(settings: Settings, store: Store, workdir: Path, stop: Interruption | None = None) -> dict:
     """Trains up to `train.steps`, from the latest checkpoint if there is one; returns facts for the record."""
+    stop = stop or Interruption()
     mesh = sharding.make_mesh(settings.mesh)
     sharding.check_divisible(settings.loader.sets_per_batch, mesh, settings.train.accumulate)
+    sets = settings.loader.sets_per_batch
     source = SetSource(
         store,
         split="train",
         seed=settings.seed,
-        blocks=mesh.size,
+        rows=sharding.rows_here(mesh, sets),
+        blocks=len(sharding.rows_here(mesh, sharding.runs_of(mesh))),
         **settings.loader.source_options(jax.default_backend()),
     )
     bundle = describe(settings, store)
     model = build_model(bundle, settings.model)
-    tx = optimizer(settings.optim, settings.train.steps)
-    state = create_state(init_params(model, rng.key_for(settings.seed, "init")), tx)
-    state = jax.device_put(state, sharding.replicated(mesh))
     parts = StepParts(
         model=model,
-        tx=tx,
+        tx=optimizer(settings.optim, settings.train.steps),
         schedule=settings.schedule,
         objective=settings.objective,
         ema=settings.ema,
         seed=settings.seed,
         divisor=settings.loader.divisor,
+        accumulate=settings.train.accumulate,
     )
-    write_bundle(workdir / "bundle", bundle)
-    best = bundle.best_metric
-    checkpoints = Checkpoints(
-        workdir / "bundle", metric=best["name"], mode=best["mode"], keep=settings.train.keep
-    )
-    first = checkpoints.latest_step() or 0
-    if first:
-        state = checkpoints.restore(first, state)
-        print(f"Resuming at step {first:,} of {settings.train.steps:,}.", flush=True)
-    log = RunLog(workdir / "logs", first_step=first)
-    speed = 0.0
-    try:
-        if first < settings.train.steps:
+    state = initial_state(parts, mesh)
+    processes.lead(lambda: write_bundle(workdir / "bundle", bundle))
+    best, options = bundle.best_metric, settings.train
+    facts = {"parameters": count_parameters(state.params), "n_sets": source.n_sets}
+    facts["devices"] = f"{mesh.size} x {jax.devices()[0].device_kind}"
+    with (
+        stop.deferred(),
+        Checkpoints(
+            workdir / "bundle", metric=best["name"], mode=best["mode"], keep=options.keep
+        ) as checkpoints,
+    ):
+        state, recall = checkpoints.newest(state) or (state, Recall())
+        done = first = int(state.step)
+        if first:
+            print(f"Resuming at step {first:,} of {options.steps:,}.", flush=True)
+        if first < options.steps and not recall.is_over(checkpoints.best_metric, options.patience):
             validation = make_validation(settings, store, model)
-            speed = _loop(settings, parts, mesh, source, state, first, validation, checkpoints, log)
-    finally:
-        checkpoints.close()
-        log.close()
-    facts = {"steps": settings.train.steps, "parameters": count_parameters(state.params)}
-    facts["best_step"] = checkpoints.best_step()
-    facts |= {"devices": f"{mesh.size} x {jax.devices()[0].device_kind}", "n_sets": source.n_sets}
-    return facts | ({"cells_per_second": round(speed)} if speed else {})
+            meter = make_meter(settings, model, mesh, facts)
+            log = RunLog(workdir / "logs", first_step=first, writes=processes.leads())
+            trace = Trace(ProfileSpan.read(settings.profile), workdir / "logs" / "profile")
+            batches = placed(source, mesh, first, options.steps)
+            loop = TrainingLoop(
+                options=options,
+                step_of=compile_step(parts, mesh),
+                learning_rate=learning_rate(settings.optim, options.steps),
+                validate=validation,
+                validation_name=f"{validation.split} ({len(validation)} conditions)",
+                groups_of=lambda step: groups_of(source, step),
+                checkpoints=checkpoints,
+                log=log,
+                meter=meter,
+                trace=trace,
+                stop=stop,
+            )
+            with contextlib.closing(log), contextlib.closing(trace), contextlib.closing(batches):
+                done, state = loop.fit(state, batches, first=first, recall=recall)
+            facts |= {name: float(f"{value:.4g}") for name, value in meter.totals().items()}
+    return {"steps": done, **facts, "best_step": checkpoints.best_step()}
 
 
-def _loop(settings, parts, mesh, source, state, first, validation, checkpoints, log) -> float:
-    options, loader = settings.train, settings.loader
-    step_of = compile_step(parts, mesh)
-    rate = learning_rate(settings.optim, options.steps)
-    progress = Progress(options.steps, "step", start=first)
-    place = sharding.batch_sharding(mesh)
-    pending, since, spent, done = [], time.monotonic(), 0.0, 0
-    for k, batch in prefetch(source, first, stop_step=options.steps):
-        state, metrics = step_of(state, jax.device_put(batch, place))
-        pending.append(metrics)
-        step = k + 1
-        if step % options.log_every and step % options.validate_every and step != options.steps:
-            continue
-        # Fetching waits for the device; in between the host only dispatches.
-        fetched = jax.device_get(pending)
-        means = {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
-        if not math.isfinite(means["loss/total"]):
-            bad = (
-                step
-                - len(fetched)
-                + next(i for i, m in enumerate(fetched) if not math.isfinite(m["loss/total"]))
-            )
-            raise FloatingPointError(
-                f"loss is not finite in the steps up to {step} (first after step {bad}); "
-                f"the last good checkpoint is {checkpoints.latest_step()}"
-            )
-        seconds = time.monotonic() - since
-        cells = len(pending) * loader.sets_per_batch * loader.cells_per_set
-        spent, done, pending = spent + seconds, done + cells, []
-        means |= {"cells_per_second": cells / seconds, "learning_rate": float(rate(k))}
-        log.write(step, "train", means)
-        parts_text = f"mse {means['loss/mse']:.4f} energy {means['loss/energy']:.4f}"
-        progress.show(step, f"loss {means['loss/total']:.4f} ({parts_text})  {cells / seconds:,.0f} cells/s")
-        if step % options.validate_every == 0 or step == options.steps:
-            scores = validation(state.ema)
-            log.write(step, "validation", scores)
-            checkpoints.save(state, scores)
-            shown = "  ".join(f"{name.split('/')[1]} {value:.4f}" for name, value in scores.items())
-            print(
-                f"  {validation.split} ({len(validation)} conditions) at step {step:,}: {shown}", flush=True
-            )
-        since = time.monotonic()
-    return done / max(spent, 1e-9)
+def make_meter(settings: Settings, model, mesh: jax.sharding.Mesh, facts: dict) -> Meter:
+    """Measures speed against the devices' peak, which goes into `facts` with its source."""
+    sets, cells = settings.loader.sets_per_batch, settings.loader.cells_per_set
+    per_cell = settings.loader.group_by == "pretraining"
+    flops = step_flops(model, settings.objective, sets=sets, cells=cells, codes_per_cell=per_cell)
+    peak, source = peak_flops(mesh.devices.flat, settings.model.dtype) or (None, "not known")
+    facts["peak_flops"] = source
+    return Meter(cells_per_step=sets * cells, flops_per_step=flops, peak_flops=peak)
+
+
+def groups_of(source: SetSource, step: int) -> str:
+    """Perturbation / cell type / batch of the sets of a step's batch, those of this process, for people."""
+    batch, store = source[step], source.store
+    names = []
+    for row in range(len(batch.perturbation)):
+        batches = [store.batches[code] for code in np.unique(batch.batch[row])]
+        kinds = store.perturbations[batch.perturbation[row]], store.cell_types[batch.cell_type[row]]
+        names.append(" / ".join([*kinds, "+".join(batches[:3])]))
+    return shorten(dict.fromkeys(names), most=4)
 
 
 def make_validation(settings: Settings, store: Store, model) -> SampledValidation:

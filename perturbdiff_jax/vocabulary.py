@@ -4,7 +4,7 @@ Released weights call a batch `<data set>_<batch>`; users' files say `<batch>`. 
 and so the input layer, of networks that have several.
 """
 
-from perturbdiff_jax.checkpoint import Bundle
+from perturbdiff_jax.bundle import Bundle
 from perturbdiff_jax.errors import RequestError, shorten, unknown
 
 

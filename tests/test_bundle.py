@@ -7,15 +7,13 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_run import EVERY, ROOT, STEPS
 
 from perturbdiff_jax import cli, load
-from perturbdiff_jax.checkpoint import Checkpoints, read_bundle
+from perturbdiff_jax.bundle import read_bundle
 from perturbdiff_jax.errors import RequestError
-from perturbdiff_jax.state import TrainState
 
 
 @pytest.fixture
@@ -144,32 +142,3 @@ def test_arrays_that_are_not_the_bundles_are_refused_without_a_library_speaking_
 def test_a_directory_above_the_bundle_is_told_where_it_is(bundle):
     with pytest.raises(RequestError, match=r"Did you mean .*bundle"):
         read_bundle(bundle.parent)
-
-
-def state(step):
-    leaf = {"w": jnp.full((2,), float(step))}
-    return TrainState(step=jnp.int32(step), params=leaf, ema=leaf, opt_state={"m": jnp.zeros(2)})
-
-
-@pytest.mark.parametrize(("mode", "kept", "best"), [("min", [2, 3, 5], 2), ("max", [1, 4, 5], 4)])
-def test_the_best_and_the_latest_are_kept(tmp_path, mode, kept, best):
-    scores = {1: 0.8, 2: 0.2, 3: 0.4, 4: 0.9, 5: 0.6}
-    checkpoints = Checkpoints(tmp_path, metric="energy", mode=mode, keep=2)
-    assert checkpoints.latest_step() is None and checkpoints.best_step() is None
-    for step, score in scores.items():
-        checkpoints.save(state(step), {"validation/energy": score, "validation/r2": 0.0})
-    checkpoints.close()
-    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == kept
-    again = Checkpoints(tmp_path, metric="energy", mode=mode, keep=2, read_only=True)
-    assert again.best_step() == best and again.latest_step() == 5
-    assert float(again.restore_ema(best, state(0).ema)["w"][0]) == best
-    assert int(again.restore(5, state(0)).step) == 5
-
-
-def test_a_checkpoint_without_a_score_is_never_the_best(tmp_path):
-    checkpoints = Checkpoints(tmp_path, metric="energy", mode="min", keep=1)
-    for step, score in {1: 0.5, 2: float("nan"), 3: float("nan")}.items():
-        checkpoints.save(state(step), {"validation/energy": score})
-    checkpoints.close()
-    again = Checkpoints(tmp_path, metric="energy", mode="min", keep=1, read_only=True)
-    assert again.best_step() == 1 and again.latest_step() == 3

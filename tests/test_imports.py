@@ -10,10 +10,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms from the cellar to the roof. A file may import from its own floor and below it.
 FLOORS = (
     {"errors", "array_types", "pickles"},
-    {"data", "kernels", "rng", "sharding", "telemetry", "processes"},
+    {"data", "kernels", "rng", "sharding", "processes"},
     {"diffusion", "evaluation"},
     {"models"},
-    {"optim", "state"},
+    {"optim", "state", "telemetry"},
     {"run_options"},
     {"bundle", "settings"},
     {"step", "checkpoint", "placement"},

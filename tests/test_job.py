@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from tiny_run import EVERY, STEPS
 
-from perturbdiff_jax.checkpoint import read_bundle
+from perturbdiff_jax.bundle import read_bundle
 from perturbdiff_jax.data.store import Store
 
 

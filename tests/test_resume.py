@@ -1,5 +1,6 @@
 """A broken and resumed run is the unbroken one, bit for bit; a finished one does not train again."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 from tiny_run import EVERY, QUICKSTART, STEPS, flags, read_log, said, tiny_config
 
-from perturbdiff_jax import main, train
-from perturbdiff_jax.checkpoint import Checkpoints, build_model
+from perturbdiff_jax import main, sharding, train, validation
+from perturbdiff_jax.bundle import build_model
+from perturbdiff_jax.checkpoint import Checkpoints
 from perturbdiff_jax.data.store import Store
-from perturbdiff_jax.errors import RequestError
+from perturbdiff_jax.errors import RequestError, RunError
 from perturbdiff_jax.optim import optimizer
 from perturbdiff_jax.run_setup import describe, settle
 from perturbdiff_jax.settings import from_config
@@ -42,7 +44,7 @@ def broken(finished, tmp_path_factory):
     shutil.copy(finished.workdir / "config.json", workdir)
     store = Store.open(workdir / "store")
     settings = settle(from_config(tiny_config()), store)
-    whole = train.prefetch
+    whole = train.placed
 
     def cut(*arguments, **keywords):
         for step, batch in whole(*arguments, **keywords):
@@ -51,7 +53,7 @@ def broken(finished, tmp_path_factory):
             yield step, batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "prefetch", cut)
+        patch.setattr(train, "placed", cut)
         with pytest.raises(KeyboardInterrupt):
             train.train(settings, store, workdir)
     # What a kill leaves besides: a checkpoint under way and a line cut short.
@@ -80,6 +82,24 @@ def test_a_resumed_run_is_the_unbroken_one(finished, broken, capsys):
     assert not list((workdir / "bundle/checkpoints").glob("*tmp*"))
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 4, 1)], ids=["one device", "data 2 x fsdp 4"])
+def test_a_run_goes_on_with_another_mesh(finished, tmp_path, monkeypatch, capsys, shape):
+    """The first half was computed by eight devices that each hold all parameters."""
+    shutil.copytree(finished.workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/bundle/checkpoints" / str(STEPS))
+    store = Store.open(tmp_path / "run/store")
+    settings = settle(from_config(tiny_config()), store)
+    mesh = jax.make_mesh(shape, sharding.AXES, devices=jax.devices()[: np.prod(shape)])
+    monkeypatch.setattr(sharding, "make_mesh", lambda options: mesh)
+    train.train(settings, store, tmp_path / "run")
+    assert f"Resuming at step {EVERY} of {STEPS}." in capsys.readouterr().out
+    ours, unbroken = state_of(tmp_path / "run", STEPS)[0], state_of(finished.workdir, STEPS)[0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours.params, unbroken.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours.ema, unbroken.ema)
+    for row, before in zip(read_log(tmp_path / "run"), finished.log(), strict=True):
+        assert row == pytest.approx(before, rel=1e-3)
+
+
 def test_the_state_has_moved_and_the_average_is_not_the_parameters(finished):
     first, _ = state_of(finished.workdir, EVERY)
     last, _ = state_of(finished.workdir, STEPS)
@@ -95,7 +115,7 @@ def test_the_state_has_moved_and_the_average_is_not_the_parameters(finished):
 def test_the_same_command_again_does_not_train_again(finished, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     shutil.copytree(finished.workdir, workdir)
-    monkeypatch.setattr(train, "_loop", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(train.TrainingLoop, "fit", lambda *a, **k: pytest.fail("trained again"))
     monkeypatch.setattr(train, "evaluate", lambda *a, **k: None)
     settings = json.loads((workdir / "config.json").read_text())
     train.train_and_evaluate(settings, workdir)
@@ -160,7 +180,7 @@ def test_a_run_broken_in_any_stage_leaves_nothing_half_written(finished, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         train.train_and_evaluate(tiny_config(), workdir)
     made = {path.relative_to(workdir).as_posix() for path in set(workdir.rglob("*")) - before}
-    made = {name for name in made if not name.startswith("logs/")}
+    made = {name for name in made if not name.startswith("logs/") and name != ".lock"}
     assert (
         made
         <= {
@@ -171,28 +191,42 @@ def test_a_run_broken_in_any_stage_leaves_nothing_half_written(finished, tmp_pat
     )
 
 
-def test_a_loss_that_is_not_finite_is_a_fault_with_its_step(finished, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_names_the_groups_of_its_batch(finished, tmp_path, monkeypatch):
     store = Store.open(finished.workdir / "store")
-    settings = settle(from_config(tiny_config()), store)
+    settings = settle(from_config(tiny_config(loader__sets_per_batch=8)), store)
+    drawn, whole = [], train.groups_of
 
     def compiled(parts, mesh):
         def step(state, batch):
             step.done += 1
-            value = np.float32(np.nan if step.done >= 4 else 1)
+            value = np.float32(np.nan if step.done == 4 else 1)
+            state = dataclasses.replace(state, step=state.step + 1)
             return state, {"loss/total": value, "loss/mse": value, "loss/energy": value}
 
         step.done = 0
         return step
 
+    def groups_of(source, step):
+        drawn.extend(source.draw(step).group.tolist())
+        return whole(source, step)
+
     monkeypatch.setattr(train, "compile_step", compiled)
-    monkeypatch.setattr(
-        train,
-        "make_validation",
-        lambda *a: type(
-            "V",
-            (),
-            {"split": "v", "__len__": lambda s: 1, "__call__": lambda s, p: {"validation/energy": 1.0}},
-        )(),
-    )
-    with pytest.raises(FloatingPointError, match=r"in the steps up to 4 \(first after step 3\)"):
+    monkeypatch.setattr(train, "groups_of", groups_of)
+    monkeypatch.setattr(validation.SampledValidation, "__call__", lambda *_: {"validation/energy": 1.0})
+    with pytest.raises(RunError) as told:
         train.train(settings, store, tmp_path)
+    first, second = str(told.value).splitlines()
+    groups, names = store.groups, []
+    for group in dict.fromkeys(drawn):
+        vocabularies = (
+            ("perturbation", store.perturbations),
+            ("cell_type", store.cell_types),
+            ("batch", store.batches),
+        )
+        names.append(" / ".join(names_of[getattr(groups, role)[group]] for role, names_of in vocabularies))
+    assert len(drawn) == 8 and len(names) > 4
+    assert first == (
+        f"step 4: loss/energy, loss/mse, loss/total not finite, in a batch of {', '.join(names[:4])}, "
+        f"... ({len(names) - 4} more)."
+    )
+    assert second.startswith(f"The last good checkpoint is that of step 3 ({tmp_path}/bundle).")

@@ -74,7 +74,8 @@ class Finished:
 def read_log(workdir):
     """The rows of a run's log, without what the clock decides."""
     rows = [json.loads(line) for line in (workdir / "logs/metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("time", "cells_per_second")} for row in rows]
+    clocked = ("time", "cells_per_second", "speed/", "memory/")
+    return [{k: v for k, v in row.items() if not k.startswith(clocked)} for row in rows]
 
 
 def said(run, *arguments):

@@ -150,9 +150,8 @@ def _rule(args: argparse.Namespace) -> dict | None:
     asked = (args.holdout, args.holdout_validation, args.holdout_batch, args.holdout_cell_type)
     if not any(asked):
         return None
-    from perturbdiff_jax.run_options import (
-        HoldoutOptions,
-    )  # only now: it brings jax along, which takes memory
+    # Only now: it brings jax along, which takes memory.
+    from perturbdiff_jax.run_options import HoldoutOptions
 
     rule = HoldoutOptions(
         fraction=args.holdout or 0.0,

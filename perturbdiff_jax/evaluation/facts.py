@@ -25,6 +25,9 @@ _FACTS = (
     ("Best checkpoint", ("best_step", "best.step", "best_checkpoint"), ()),
     ("Training time", ("seconds.train", "seconds.training", "train_seconds", "=seconds"), ()),
     ("Speed", ("cells_per_second",), ()),
+    ("Waiting for data", ("data_wait_share",), ()),
+    ("Model FLOP utilisation", ("mfu",), ()),
+    ("Peak of the hardware", ("peak_flops",), ()),
     ("Sampler", (), ("sampler.name", "sampler.kind", "=sampler")),
     ("Hardware", ("devices", "device", "hardware", "device_kind"), ()),
     ("Peak memory", ("peak_memory_gib", "peak_rss_gib"), ()),
@@ -114,6 +117,8 @@ def _say(label, value) -> str:
         return f"{show(value)} cells/s"
     if label == "Peak memory":
         return f"{show(value)} GiB"
+    if label in ("Waiting for data", "Model FLOP utilisation") and isinstance(value, int | float):
+        return f"{100 * value:.3g} %" + (" of the training time" if label == "Waiting for data" else "")
     return show(value)
 
 

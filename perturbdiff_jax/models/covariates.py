@@ -42,7 +42,7 @@ class CovariateEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, perturbation: jax.Array, cell_type: jax.Array, batch: jax.Array) -> jax.Array:
-        """Maps codes [...] (perturbation -1 = none) to [..., genes]."""
+        """Maps codes [B, 1] or [B, S] (perturbation -1 = none) to [B, 1 or S, genes]."""
         row = jnp.zeros_like(perturbation) if self.ignore_perturbation else perturbation + 1
         parts = [self._embed("perturbation", row, self.perturbations + 1, self.perturbation_table)]
         if self.dose_codes:
@@ -53,7 +53,9 @@ class CovariateEncoder(nn.Module):
             parts.append(self._embed("cell_type", cell_type, self.cell_types, self.cell_type_table))
         if self.batches:
             parts.append(self._embed("batch", batch, self.batches, None))
-        mixed = jnp.concatenate(parts, axis=-1)
+        # Some covariates may be told for every cell and the others for the set.
+        cells = jnp.broadcast_shapes(*(part.shape[:-1] for part in parts))
+        mixed = jnp.concatenate([jnp.broadcast_to(part, (*cells, part.shape[-1])) for part in parts], axis=-1)
         return Linear(self.genes, dtype=self.dtype, name="mix")(mixed)
 
     def _embed(self, name: str, row: jax.Array, rows: int, frozen: tuple[int, int] | None) -> jax.Array:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturbdiff_jax.sharding import constrain
+
 XAVIER = nn.initializers.xavier_uniform()
 XAVIER_EACH = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", batch_axis=(0,))
 TIME_FEATURES = 256
@@ -32,17 +34,45 @@ def time_features(t: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
+def wide(x: jax.Array) -> jax.Array:
+    """`x` as float32.
+
+    What is broadcast over cells is broadcast in float32: its gradient is a sum over cells, in the same precision.
+    """
+    return x.astype(jnp.float32)
+
+
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
     """`x * (1 + scale) + shift`; shift and scale are [B, 1, D] (one per set) or [B, S, D] (one per cell)."""
-    return x * (1.0 + scale) + shift
+    return (wide(x) * (1.0 + wide(scale)) + wide(shift)).astype(x.dtype)
+
+
+def gated(x: jax.Array, gate: jax.Array, change: jax.Array) -> jax.Array:
+    """`x + gate * change`; the gate is [B, 1, D] or [B, S, D]."""
+    return (wide(x) + wide(gate) * wide(change)).astype(x.dtype)
 
 
 def layer_norm(x: jax.Array) -> jax.Array:
     """Layer norm over features without affine parameters, statistics in float32, eps 1e-6."""
-    wide = x.astype(jnp.float32)
-    centred = wide - wide.mean(axis=-1, keepdims=True)
+    centred = wide(x) - wide(x).mean(axis=-1, keepdims=True)
     variance = jnp.square(centred).mean(axis=-1, keepdims=True)
     return (centred * jax.lax.rsqrt(variance + NORM_EPS)).astype(x.dtype)
+
+
+class Dense(nn.Module):
+    """`x @ kernel + bias`, the product in `dtype`; parameters are float32."""
+
+    features: int
+    kernel_init: nn.initializers.Initializer
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., in] to [..., features]."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+        bias = jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
+        return (wide(x.astype(self.dtype) @ kernel.astype(self.dtype)) + bias).astype(self.dtype)
 
 
 class Linear(nn.Module):
@@ -56,7 +86,7 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., in] to [..., features]."""
         kernel_init = nn.initializers.zeros_init() if self.zero else XAVIER
-        return nn.Dense(self.features, kernel_init=kernel_init, dtype=self.dtype, name="linear")(x)
+        return Dense(self.features, kernel_init, self.dtype, name="linear")(x)
 
 
 class Modulation(nn.Module):
@@ -94,15 +124,15 @@ class CellEmbedder(nn.Module):
         if self.sources:
             kernel = self.param("kernel", XAVIER_EACH, (self.sources, 2 * genes, self.width), jnp.float32)
             bias = self.param("bias", zeros, (self.sources, self.width), jnp.float32)
-            kernel, bias = (jnp.take(a.astype(self.dtype), source, axis=0) for a in (kernel, bias))
-            bias = bias[:, None]
+            kernel = jnp.take(kernel.astype(self.dtype), source, axis=0)
+            bias = jnp.take(bias, source, axis=0)[:, None]
         else:
             kernel = self.param("kernel", XAVIER, (2 * genes, self.width), jnp.float32).astype(self.dtype)
-            bias = self.param("bias", zeros, (self.width,), jnp.float32).astype(self.dtype)[None, None]
+            bias = self.param("bias", zeros, (self.width,), jnp.float32)[None, None]
         out = x.astype(self.dtype) @ kernel[..., :genes, :]
         if second is not None:
             out = out + second.astype(self.dtype) @ kernel[..., genes:, :]
-        return out + bias
+        return (wide(out) + bias).astype(self.dtype)
 
 
 class TimeEmbedder(nn.Module):
@@ -115,8 +145,8 @@ class TimeEmbedder(nn.Module):
     def __call__(self, t: jax.Array) -> jax.Array:
         """Maps integer t [B] to [B, D]."""
         init = nn.initializers.normal(0.02)
-        hidden = nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="hidden")(time_features(t))
-        return nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="out")(nn.silu(hidden))
+        hidden = Dense(self.width, init, self.dtype, name="hidden")(time_features(t))
+        return Dense(self.width, init, self.dtype, name="out")(nn.silu(hidden))
 
 
 class Mlp(nn.Module):
@@ -130,6 +160,7 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, S, D] to [B, S, D]."""
         hidden = Linear(self.ratio * self.width, dtype=self.dtype, name="hidden")(x)
+        hidden = constrain(hidden, "sets", "whole", "features")
         return Linear(self.width, dtype=self.dtype, name="out")(nn.gelu(hidden, approximate=True))
 
 
@@ -140,10 +171,9 @@ class RmsNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., d] to [..., d]."""
         weight = self.param("weight", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
-        wide = x.astype(jnp.float32)
-        scale = jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + NORM_EPS)
+        scale = jax.lax.rsqrt(jnp.square(wide(x)).mean(axis=-1, keepdims=True) + NORM_EPS)
         weight = jnp.expand_dims(weight, tuple(range(x.ndim - 1)))
-        return (wide * scale * weight).astype(x.dtype)
+        return (wide(x) * scale * weight).astype(x.dtype)
 
 
 class CellAttention(nn.Module):
@@ -158,6 +188,18 @@ class CellAttention(nn.Module):
         width = x.shape[-1]
         qkv = Linear(3 * width, dtype=self.dtype, name="qkv")(x)
         qkv = qkv.reshape(*x.shape[:-1], 3, self.heads, width // self.heads)
-        q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
-        out = nn.dot_product_attention(RmsNorm(name="q_norm")(q), RmsNorm(name="k_norm")(k), v)
-        return Linear(width, dtype=self.dtype, name="out")(out.reshape(x.shape))
+        qkv = constrain(qkv, "sets", "whole", "whole", "features", "whole")
+        # Heads in front of cells, once for all three: then no product has to move anything, forward or backward. And
+        # a split, whose derivative is one concatenation, where indexing would pad and add three times.
+        q, k, v = (part.squeeze(0) for part in jax.lax.split(jnp.moveaxis(qkv, (2, 3), (0, 2)), (1, 1, 1)))
+        out = attention(RmsNorm(name="q_norm")(q), RmsNorm(name="k_norm")(k), v)
+        return Linear(width, dtype=self.dtype, name="out")(jnp.swapaxes(out, 1, 2).reshape(x.shape))
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """`softmax(q k^T / sqrt(d)) v` of every head, [B, H, S, d] from three of that shape.
+
+    Logits and softmax are float32 whatever the dtype; the weights go into the second product in the dtype of `v`.
+    """
+    logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)

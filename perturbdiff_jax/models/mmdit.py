@@ -21,9 +21,12 @@ from perturbdiff_jax.models.layers import (
     Mlp,
     Modulation,
     TimeEmbedder,
+    gated,
     layer_norm,
     modulate,
+    wide,
 )
+from perturbdiff_jax.sharding import constrain
 
 ANCHORS = ("none", "control", "scaled_control")
 USES = ("yes", "no", "auto")
@@ -109,11 +112,12 @@ class Block(nn.Module):
         for stream, norm, part, delta, name in zip(
             (x, u), normed, parts, jnp.split(attended, 2, axis=-1), ("mlp_x", "mlp_u")
         ):
-            stream = stream + part[2] * delta
+            stream = gated(stream, part[2], delta)
             if not self.norm_of_block_input:
                 norm = layer_norm(stream)
             mlp = Mlp(self.width, self.mlp_ratio, dtype=self.dtype, name=name)
-            out.append(stream + part[5] * mlp(modulate(norm, part[3], part[4])))
+            stream = gated(stream, part[5], mlp(modulate(norm, part[3], part[4])))
+            out.append(constrain(stream, "sets", "whole", "whole"))
         return tuple(out), None
 
 
@@ -134,7 +138,8 @@ class Head(nn.Module):
         """Maps x [B, S, D] to expression before the ReLU [B, S, G], float32."""
         shift, scale = Modulation(self.width, 2, dtype=self.dtype, name="modulate")(c)
         normed = modulate(layer_norm(x), shift, scale)
-        return Linear(self.genes, zero=self.zero, dtype=self.dtype, name="out")(normed).astype(jnp.float32)
+        out = Linear(self.genes, zero=self.zero, dtype=self.dtype, name="out")(normed).astype(jnp.float32)
+        return constrain(out, "sets", "whole", "features")
 
 
 class Denoiser(nn.Module):
@@ -191,16 +196,18 @@ class Denoiser(nn.Module):
         dtype = DTYPES[opts.dtype]
         width = opts.width
         gene_vector = self.param("gene_vector", nn.initializers.normal(1.0), (width,), jnp.float32)
-        gene_vector = gene_vector.astype(dtype)[None, None]
         source = jnp.zeros_like(t) if source is None else source
         x = CellEmbedder(width, self.sources, dtype, name="embed_perturbed")(xt, self_condition, source)
         u = CellEmbedder(width, self.sources, dtype, name="embed_control")(control, None, source)
-        x, u = x + gene_vector, u + gene_vector
+        x, u = (
+            constrain((wide(tokens) + gene_vector[None, None]).astype(dtype), "sets", "whole", "whole")
+            for tokens in (x, u)
+        )
 
-        if (
-            perturbation.ndim == 1
-        ):  # one set of codes for each set of cells: modulation is computed once per set
-            perturbation, cell_type, batch = (code[:, None] for code in (perturbation, cell_type, batch))
+        # One code for a set of cells: modulation is computed once per set.
+        perturbation, cell_type, batch = (
+            code[:, None] if code.ndim == 1 else code for code in (perturbation, cell_type, batch)
+        )
         covariates = CovariateEncoder(
             perturbations=self.perturbations,
             cell_types=self.cell_types if opts.use_cell_type != "no" else 0,
@@ -217,9 +224,8 @@ class Denoiser(nn.Module):
         condition = Linear(width, dtype=dtype, name="condition")(nn.silu(covariates))
         null = self.param("null_condition", nn.initializers.normal(1.0), (width,), jnp.float32)
         dropped = jnp.broadcast_to(jnp.asarray(drop), t.shape)[:, None, None]
-        c = TimeEmbedder(width, dtype=dtype, name="time")(t)[:, None] + jnp.where(
-            dropped, null.astype(dtype)[None, None], condition
-        )
+        condition = jnp.where(dropped, null[None, None], wide(condition))
+        c = (wide(TimeEmbedder(width, dtype=dtype, name="time")(t))[:, None] + condition).astype(dtype)
 
         arguments = (width, opts.heads, opts.mlp_ratio, opts.norm_of_block_input, dtype)
         policy = REMAT[opts.remat]

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-from perturbdiff_jax.checkpoint import Bundle, package_versions
+from perturbdiff_jax.bundle import Bundle, package_versions
 from perturbdiff_jax.data.genes import read_gene_list
 from perturbdiff_jax.diffusion.objective import ObjectiveOptions
 from perturbdiff_jax.diffusion.samplers import SamplerOptions

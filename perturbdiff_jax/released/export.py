@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from perturbdiff_jax.checkpoint import Bundle
+from perturbdiff_jax.bundle import Bundle
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.predict import load
 from perturbdiff_jax.predictions import check_output

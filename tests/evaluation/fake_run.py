@@ -149,7 +149,9 @@ def _log(path, rng, steps):
             0.05 * (0.1 + decay) * rng.lognormal(0, 0.1),
         )
         loss = {"loss/total": mse + energy, "loss/mse": mse, "loss/energy": energy}
-        lines.append({"step": step, "time": 1e9 + step, "kind": "train", **loss, "cells_per_second": 5000.0})
+        lines.append(
+            {"step": step, "time": 1e9 + step, "kind": "train", **loss, "speed/cells_per_second": 5e3}
+        )
         if step % max(1, steps // 10) == 0:
             scores = {
                 "r2": 0.97 - 0.3 * decay,
@@ -177,6 +179,10 @@ def _records(path, steps, conditions, genes):
         "versions": {"perturbdiff_jax": "0.1.0", "jax": "0.10.2", "flax": "0.12.0"},
         "devices": ["cpu:0"],
         "parameters": 1_234_567,
+        "cells_per_second": 5000,
+        "data_wait_share": 0.0123,
+        "mfu": 0.376,
+        "peak_flops": "1 x cpu, float32: 0.142 TFLOP/s (measured)",
         "seconds": {"prepare": 6.1, "train": 171.4, "predict": 22.0, "evaluate": 31.2},
         "store": {"n_cells": 20_160, "genes": genes},
     }

@@ -147,8 +147,17 @@ def test_facts_are_found_wherever_they_are_nested():
     assert found["Training time"] == "3 min 20 s" and found["Cells per set"] == "32"
     assert found["Trained on"] == "simulated cells" and "Genes" not in found and found["Steps"] == "20"
     assert found["Hold-out"] == "50 % of the perturbations in B4, 12.5 % for validation"
-    assert found["Parameters"] == "5"
+    assert found["Parameters"] == "5" and "Model FLOP utilisation" not in found
     assert found["Layers × width"] == "4 × 128"
+    speed = {
+        "cells_per_second": 12345.6,
+        "data_wait_share": 0.0123,
+        "mfu": 0.3761,
+        "peak_flops": "2 x X: 5 TFLOP/s",
+    }
+    found = dict(facts.headline(speed, {}))
+    assert found["Speed"] == "12,346 cells/s" and found["Waiting for data"] == "1.23 % of the training time"
+    assert (found["Model FLOP utilisation"], found["Peak of the hardware"]) == ("37.6 %", "2 x X: 5 TFLOP/s")
     assert facts.duration(7500) == "2 h 5 min" and facts.show(0.0001) == "0.0001"
 
 

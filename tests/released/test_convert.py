@@ -9,7 +9,7 @@ from checkpoint_files import write_checkpoint
 from recorded_files import KINDS, codes, convert, hyper_parameters, live, recording, tensors, write
 
 import perturbdiff_jax
-from perturbdiff_jax.checkpoint import read_bundle
+from perturbdiff_jax.bundle import read_bundle
 from perturbdiff_jax.released.hyper_parameters import short_name
 from perturbdiff_jax.released.names import UNUSED
 

@@ -10,7 +10,7 @@ import pytest
 from checkpoint_files import Global, Made, write_pickle_calling
 from recorded_files import convert, tensors, write
 
-from perturbdiff_jax.checkpoint import read_bundle
+from perturbdiff_jax.bundle import read_bundle
 
 
 def refused(folder, *words):

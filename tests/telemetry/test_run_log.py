@@ -1,12 +1,8 @@
-"""The log and the progress line: a resumed log reads like an unbroken one."""
+"""The log: a resumed log reads like an unbroken one, TensorBoard gets the same names, one process writes."""
 
-import io
 import json
 
-import pytest
-
-from perturbdiff_jax import telemetry
-from perturbdiff_jax.telemetry import Progress, RunLog, duration
+from perturbdiff_jax.telemetry.run_log import RunLog
 
 
 def rows(folder):
@@ -66,47 +62,8 @@ def test_events_are_scalars_of_the_same_names(tmp_path):
     assert found == {"loss/total": (3, 0.25)}
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(-3, "0:00"), (0, "0:00"), (65.9, "1:05"), (3723, "1:02:03")])
-def test_duration(seconds, text):
-    assert duration(seconds) == text
-
-
-class Clock:
-    def __init__(self):
-        self.now = 100.0
-
-    def monotonic(self):
-        return self.now
-
-
-def test_progress_tells_how_far_and_how_long(monkeypatch, capsys):
-    clock = Clock()
-    monkeypatch.setattr(telemetry, "time", clock)
-    progress = Progress(1000, "step", start=400)
-    clock.now += 60
-    progress.show(500, "loss 1.0")
-    progress.show(1000, "loss 0.5")
-    assert (
-        capsys.readouterr().out
-        == "step 500/1,000  loss 1.0  time left 5:00\nstep 1,000/1,000  loss 0.5  done\n"
-    )
-
-
-def test_progress_away_from_a_terminal_is_not_chatty(monkeypatch, capsys):
-    clock = Clock()
-    monkeypatch.setattr(telemetry, "time", clock)
-    progress = Progress(10, "set", every=5.0)
-    for done in range(1, 11):
-        clock.now += 1
-        progress.show(done)
-    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["5/10", "10/10"]
-
-
-def test_progress_on_a_terminal_is_one_line(monkeypatch):
-    screen = io.StringIO()
-    screen.isatty = lambda: True
-    monkeypatch.setattr(telemetry.sys, "stderr", screen)
-    progress = Progress(2, "set")
-    progress.show(1)
-    progress.show(2)
-    assert screen.getvalue().count("\n") == 1 and screen.getvalue().count("\r") == 2
+def test_a_process_that_does_not_lead_touches_no_file(tmp_path):
+    log = RunLog(tmp_path / "logs", first_step=3, writes=False)
+    log.write(4, "train", {"loss/total": 1})
+    log.close()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,1 @@
+"""What a run says about itself: progress, log, speed against the hardware's peak, traces, where it ran."""

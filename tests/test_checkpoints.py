@@ -1,0 +1,330 @@
+"""Checkpoints: which stay, which is chosen, and what happens when the disk gives back something else."""
+
+import dataclasses
+import errno
+import json
+import os
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from tiny_run import EVERY, STEPS
+
+from perturbdiff_jax import load, sharding
+from perturbdiff_jax.checkpoint import Checkpoints
+from perturbdiff_jax.errors import RequestError, RunError, full_disk_told
+from perturbdiff_jax.history import BestMetric, Recall
+from perturbdiff_jax.state import TrainState
+from perturbdiff_jax.stored_arrays import Damaged, fingerprint
+
+
+def state(step):
+    """Large enough for files that have a middle."""
+    leaf = {"w": jnp.asarray(np.random.default_rng(step).normal(size=(64, 32)), jnp.float32)}
+    moments = {"m": jnp.full((2,), float(step)), "n": jnp.int32(step)}
+    return TrainState(step=jnp.int32(step), params=leaf, ema=leaf, opt_state=moments)
+
+
+def opened(folder, *, keep=2, mode="min", **options):
+    return Checkpoints(folder, metric="energy", mode=mode, keep=keep, **options)
+
+
+def saved(folder, scores, **options):
+    """Saves the steps of `scores` (None = no validation) and says which are left."""
+    with opened(folder, **options) as checkpoints:
+        for step, score in scores.items():
+            checkpoints.save(state(step), None if score is None else {"validation/energy": score})
+    return left(folder)
+
+
+def left(folder):
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(("mode", "kept", "best"), [("min", [2, 3, 5], 2), ("max", [1, 4, 5], 4)])
+def test_the_best_and_the_latest_are_kept(tmp_path, mode, kept, best):
+    scores = {1: 0.8, 2: 0.2, 3: 0.4, 4: 0.9, 5: 0.6}
+    checkpoints = opened(tmp_path, mode=mode)
+    assert checkpoints.latest_step() is None and checkpoints.best_step() is None
+    assert checkpoints.newest(state(0)) is None
+    assert saved(tmp_path, scores, mode=mode) == [str(step) for step in kept]
+    again = opened(tmp_path, mode=mode, read_only=True)
+    assert again.best_step() == best and again.latest_step() == 5
+    for found, step in (
+        (again.weights("best", state(0).ema), best),
+        (again.weights("latest", state(0).ema), 5),
+    ):
+        assert found[0] == step
+        np.testing.assert_array_equal(found[1]["w"], state(step).ema["w"])
+    jax.tree.map(np.testing.assert_array_equal, again.restore(5, state(0)), state(5))
+
+
+def test_what_has_no_score_is_never_the_best_and_goes_when_it_is_not_the_latest(tmp_path):
+    kept = saved(tmp_path, {1: 0.5, 2: None, 3: float("nan"), 4: None, 5: None}, keep=1)
+    assert kept == ["1", "5"]
+    again = opened(tmp_path, read_only=True)
+    assert again.best_step() == 1 and again.latest_step() == 5 and again.ranked("best") == [1, 5]
+
+
+def test_without_any_score_the_newest_is_the_best(tmp_path):
+    assert saved(tmp_path, {1: None, 2: None}) == ["2"]
+    assert opened(tmp_path, read_only=True).best_step() == 2
+
+
+def test_history_and_window_travel_with_a_checkpoint(tmp_path):
+    recall = Recall([[2, 0.1], [4, float("nan")]], [{"loss/total": 0.1 + 0.2}])
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(state(4), None, recall)
+        recall.history.append([6, 0.0])  # what happens afterwards is not its business
+    found, again = opened(tmp_path).newest(state(0))
+    assert int(found.step) == 4 and again.window == recall.window
+    assert again.history[0] == [2, 0.1] and np.isnan(again.history[1][1]) and len(again.history) == 2
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("mode", "scores", "patience", "over"),
+    [
+        ("min", [3.0, 2.0, 2.5, 2.1], 2, True),
+        ("min", [3.0, 2.0, 2.5], 2, False),
+        ("max", [3.0, 2.0, 2.5], 2, True),
+        ("min", [3.0, 2.0, 2.0, 2.0], 2, True),  # equal is not better
+        ("min", [3.0, 2.0, 2.5, 1.0], 2, False),
+        ("min", [2.0, NAN, NAN], 2, True),
+        ("max", [NAN, NAN, 0.1], 2, False),
+        ("min", [1.0, 2.0, 3.0], 0, False),
+        ("min", [], 1, False),
+    ],
+)
+def test_patience(mode, scores, patience, over):
+    history = [[step, score] for step, score in enumerate(scores)]
+    assert Recall(history).is_over(BestMetric("validation/energy", mode), patience) is over
+
+
+def test_a_state_comes_back_onto_another_mesh(tmp_path):
+    def placed(shape, spec):
+        mesh = jax.make_mesh(shape, sharding.AXES, devices=jax.devices()[: np.prod(shape)])
+        cut = NamedSharding(mesh, PartitionSpec(*spec))
+        return jax.device_put(state(3), jax.tree.map(lambda x: cut if x.ndim == 2 else whole(mesh), state(3)))
+
+    def whole(mesh):
+        return NamedSharding(mesh, PartitionSpec())
+
+    eight, four = placed((8, 1, 1), ("data",)), placed((1, 2, 2), ("tensor", "fsdp"))
+    assert fingerprint(eight) == fingerprint(four) == fingerprint(state(3))
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(eight)
+    found = opened(tmp_path).restore(3, four)
+    assert found.params["w"].sharding == four.params["w"].sharding
+    jax.tree.map(np.testing.assert_array_equal, found, state(3))
+
+
+def test_the_fingerprint_sees_a_single_bit_and_an_exchange():
+    tree = {"a": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.ones(3, bool), "c": np.int32(7)}
+    prints = {fingerprint(tree)}
+    for change in (
+        lambda t: t["a"].view(np.uint32).__setitem__((1, 2), t["a"].view(np.uint32)[1, 2] ^ 1 << 31),
+        lambda t: t["a"].__setitem__((slice(None), [0, 1]), t["a"][:, [1, 0]]),
+        lambda t: t["b"].__setitem__(1, False),
+        lambda t: t.update(c=np.int32(8)),
+        lambda t: t.update(a=t["a"][::-1]),
+    ):
+        other = jax.tree.map(np.copy, tree)
+        change(other)
+        prints.add(fingerprint(other))
+    assert len(prints) == 6
+    bfloat = jnp.arange(5, dtype=jnp.bfloat16)
+    assert fingerprint([bfloat]) != fingerprint([bfloat[::-1]])
+
+
+# What a disk, a copy that broke off, or a hasty hand does to a checkpoint.
+def largest(folder):
+    return max((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+
+
+def truncate(folder):
+    file = largest(folder / "ema")
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def garbage(folder):
+    file = largest(folder / "ema")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 8] = b"garbage!"
+    file.write_bytes(content)
+
+
+def lost_data(folder):
+    for part in (folder / "ema").rglob("d/*"):
+        part.unlink()
+
+
+def half_removed(folder):
+    shutil.rmtree(folder / "ema")
+    shutil.rmtree(folder / "metrics")
+
+
+def metadata_gone(folder):
+    for name in ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"):
+        for file in folder.rglob(name):
+            file.unlink()
+
+
+def facts_cut(folder):
+    file = folder / "run" / "metadata"
+    file.write_text(file.read_text()[:20])
+
+
+def scores_cut(folder):
+    (folder / "metrics" / "metrics").write_text('{"validation')
+    truncate(folder)
+
+
+def emptied(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+HARMS = (truncate, garbage, lost_data, half_removed, metadata_gone, facts_cut, scores_cut, emptied)
+
+
+@pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capfd, harm):
+    assert saved(tmp_path, {2: 0.3, 4: 0.5, 6: 0.1}, keep=3) == ["2", "4", "6"]
+    harm(tmp_path / "checkpoints" / "6")
+    with opened(tmp_path, read_only=True) as reader:
+        step, found = reader.weights("best", state(0).ema)
+    assert step == 2
+    np.testing.assert_array_equal(found["w"], state(2).ema["w"])
+    said = capfd.readouterr().err
+    with opened(tmp_path, keep=3) as checkpoints:
+        found, _ = checkpoints.newest(state(0))
+        assert checkpoints.latest_step() == int(found.step) == 4
+        warning = capfd.readouterr().err
+        for text, to in ((said, 2), (warning, 4)):
+            assert text.count("\n") == 1 and text.startswith("warning: ")
+            assert str(tmp_path / "checkpoints/6") in text and f"going back to step {to}." in text
+        jax.tree.map(np.testing.assert_array_equal, found, state(4))
+        # The step comes round again: nothing is in its way, and it is whole.
+        checkpoints.save(state(6), {"validation/energy": 0.1})
+    assert left(tmp_path) == ["2", "4", "6", "6.damaged"]
+    with opened(tmp_path) as again:
+        assert again.best_step() == 6 and int(again.newest(state(0))[0].step) == 6
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("harm", [truncate, garbage], ids=lambda harm: harm.__name__)
+def test_moments_are_looked_at_as_well(tmp_path, harm):
+    saved(tmp_path, {2: 0.3, 4: 0.5})
+    folder = tmp_path / "checkpoints" / "4"
+    (folder / "ema").rename(folder / "aside")
+    (folder / "train").rename(folder / "ema")
+    harm(folder)
+    (folder / "ema").rename(folder / "train")
+    (folder / "aside").rename(folder / "ema")
+    assert int(opened(tmp_path).newest(state(0))[0].step) == 2
+
+
+def test_a_run_with_nothing_but_damaged_checkpoints_is_refused_and_stays_refused(tmp_path):
+    saved(tmp_path, {2: 0.3, 4: 0.5})
+    for step in ("2", "4"):
+        truncate(tmp_path / "checkpoints" / step)
+    for _ in range(2):  # a second try must not begin from nothing
+        with pytest.raises(RequestError, match="no checkpoint can be read; that of step 4: ema: ") as refusal:
+            opened(tmp_path).newest(state(0))
+        assert len(str(refusal.value).splitlines()) == 2
+    assert left(tmp_path) == ["2", "4"]
+    with pytest.raises(RequestError, match="the bundle is damaged, checkpoint 2 cannot be read"):
+        opened(tmp_path, read_only=True).weights("best", state(0).ema)
+
+
+def test_other_shapes_are_named(tmp_path):
+    saved(tmp_path, {2: 0.3})
+    other = dataclasses.replace(state(0), ema={"w": jnp.zeros((64, 33))})
+    with pytest.raises(Damaged, match=r"w has shape \(64, 32\), the settings ask for \(64, 33\)"):
+        opened(tmp_path).restore(2, other)
+
+
+def test_running_out_of_memory_is_not_damage(tmp_path, monkeypatch):
+    saved(tmp_path, {2: 0.3, 4: 0.1})
+
+    def full(*_, **__):
+        raise Exception("while reading") from MemoryError()
+
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", full)
+    with pytest.raises(Exception, match="while reading"):
+        opened(tmp_path).newest(state(0))
+    assert left(tmp_path) == ["2", "4"]
+
+
+def test_weights_from_before_there_were_fingerprints_are_read(tmp_path):
+    saved(tmp_path, {2: 0.3})
+    shutil.rmtree(tmp_path / "checkpoints/2/run")
+    assert opened(tmp_path, read_only=True).weights("best", state(0).ema)[0] == 2
+    with pytest.raises(RequestError, match="run: not there"):
+        opened(tmp_path).newest(state(0))
+
+
+def test_what_a_killed_run_leaves_is_swept_and_never_read(tmp_path):
+    saved(tmp_path, {2: 0.3})
+    for name in ("5.orbax-checkpoint-tmp-0", "removed-1"):
+        shutil.copytree(tmp_path / "checkpoints/2", tmp_path / "checkpoints" / name)
+    assert opened(tmp_path, read_only=True).latest_step() == 2
+    assert left(tmp_path) == ["2", "5.orbax-checkpoint-tmp-0", "removed-1"]
+    opened(tmp_path)
+    assert left(tmp_path) == ["2"]
+
+
+@pytest.mark.parametrize("which", ["best", "latest"])
+def test_loading_falls_back_as_well(finished, tmp_path, capfd, which):
+    bundle = shutil.copytree(finished.workdir / "bundle", tmp_path / "bundle")
+    for step, score in ((EVERY, 2.0), (STEPS, 1.0)):  # the last is the best and the latest
+        file = bundle / "checkpoints" / str(step) / "metrics" / "metrics"
+        file.write_text(json.dumps({"validation/energy": score}))
+    assert load(bundle, which=which).step == STEPS
+    garbage(bundle / "checkpoints" / str(STEPS))
+    capfd.readouterr()
+    model = load(bundle, which=which)
+    said = capfd.readouterr().err
+    assert model.step == EVERY and said.count("\n") == 1
+    assert f"/{STEPS} is damaged (ema: " in said and f"); going back to step {EVERY}." in said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device [source locations]"),
+    ],
+    ids=["system", "tensorstore"],
+)
+def test_a_full_disk_is_told_from_the_background(tmp_path, monkeypatch, capfd, error):
+    saved(tmp_path, {2: 0.3})
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(ocp.CompositeCheckpointHandler, "finalize", fail)
+    with (
+        pytest.raises(RunError) as told,
+        full_disk_told("WORKDIR", lambda: "Step 2 is safe"),
+        opened(tmp_path) as checkpoints,
+    ):
+        checkpoints.save(state(4))
+        checkpoints.wait()
+    assert str(told.value) == (
+        "WORKDIR: no space is left on the disk.\nStep 2 is safe; make room and give the same command again."
+    )
+    assert capfd.readouterr().err == "" and opened(tmp_path).latest_step() == 2
+    assert left(tmp_path) == ["2"]
+
+
+def test_other_errors_are_not_called_a_full_disk():
+    with pytest.raises(OSError, match="Input/output"), full_disk_told("W", lambda: ""):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
