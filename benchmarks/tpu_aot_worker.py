@@ -3,6 +3,7 @@
 Reads the row (JSON) from the command line, prints what the compiler says about it (JSON) as the last line.
 """
 
+import importlib.metadata
 import json
 import os
 import sys
@@ -105,6 +106,7 @@ def compile_row(row: dict) -> dict:
     memory = compiled.memory_analysis()
     found = hlo_collectives.collectives(text, len(devices))
     return {
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
         "devices": len(devices),
         "shape": dict(mesh.shape),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),

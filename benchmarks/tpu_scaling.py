@@ -1,6 +1,7 @@
 """Expected step time and efficiency from 8 to 1,024 chips: arithmetic on the rows of tpu_aot.py and on data sheets.
 
-    compute   cycles / clock: the compiler's estimate of everything but collectives, linear between 1 and 8 sets a chip
+    compute   cycles / clock: the compiler's estimate of everything but collectives; a set less takes a seventh of the
+              difference between 8 sets and 1 less
     sum       2 (n - 1) / n V / rate inside a slice of n chips; over k slices 2 (k - 1) / k (V / n) / network more
     gather    what a chip must send in a group of 16 / rate of a ring
     step      max(compute, what overlaps) + what does not
@@ -28,13 +29,11 @@ class Compiled:
     small: dict | None
     fsdp: dict
 
-    def compute(self, sets: float) -> float:
+    def compute(self, sets: float, mesh: str = "data") -> float:
         """Seconds of a step without collectives, with so many sets for each chip."""
-        full = self.data["cost"]["cycles"] / self.chip.clock
-        if self.small is None:
-            return full * sets / 8
-        one = self.small["cost"]["cycles"] / self.chip.clock
-        return one + (sets - 1) * (full - one) / 7
+        data, own = (row["cost"]["cycles"] / self.chip.clock for row in (self.data, getattr(self, mesh)))
+        one = self.small["cost"]["cycles"] / self.chip.clock if self.small else data / 8
+        return own - (8 - sets) * (data - one) / 7
 
     def limit(self) -> float:
         """Seconds that 8 sets take at the least: at the peak of the products, at the full bandwidth of HBM."""
@@ -73,7 +72,7 @@ class Compiled:
         inside = min(chips, self.chip.slice)
         groups = _sum(self.gradients() / GROUP, max(inside // GROUP, 1), self.chip.ring_rate())
         apart = self.gathering(chips, False) + groups + self._between(chips)
-        return max(self.compute(sets), self.gathering(chips, True)) + apart
+        return max(self.compute(sets, "fsdp"), self.gathering(chips, True)) + apart
 
 
 def _sum(size: float, members: int, rate: float) -> float:

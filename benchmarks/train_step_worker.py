@@ -96,7 +96,8 @@ def main() -> None:
     facts = {"compile": time.perf_counter() - began, "parameters": count_parameters(state.params)}
     shape = {"sets": job["sets"], "cells": job["cells"]}
     facts["flops"] = [
-        step_flops(model, dataclasses.replace(options, self_condition=float(back)), **shape) for back in (0, 1)
+        step_flops(model, dataclasses.replace(options, self_condition=float(back)), **shape)
+        for back in (0, 1)
     ]
     answer(facts | {"jax": jax.__version__, "device": jax.devices()[0].device_kind})
 

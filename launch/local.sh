@@ -8,7 +8,8 @@
 # --logs       what processes 1 to N-1 say; default: a new folder below ${TMPDIR:-/tmp}
 # --dry-run    prints what would be started
 #
-# Signals (TERM, INT) go to all processes. When one fails the others are ended, and its exit code is handed on.
+# Signals (TERM, INT) go to all processes. When one fails the others get ${GRACE:-10} seconds to end, and its
+# exit code is handed on.
 set -uo pipefail
 set -m # a group for each process, so that it can be ended with its children
 
@@ -73,7 +74,7 @@ for _ in "${pids[@]}"; do
 done
 if [ "$code" != 0 ]; then
   echo "A process ended with code $code; the others are ended. Their words: $logs" >&2
-  for ((i = 0; i < 100 && $(jobs -rp | wc -l) > 0; i++)); do sleep 0.1; done # they may be ending by themselves
+  for ((i = 0; i < 10 * ${GRACE:-10} && $(jobs -rp | wc -l) > 0; i++)); do sleep 0.1; done # they may be ending by themselves
   { for pid in $(jobs -rp); do kill -KILL -- "-$pid"; done && wait; } 2> /dev/null
 fi
 exit "$code"

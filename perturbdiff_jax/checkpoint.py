@@ -12,7 +12,6 @@ checkpoint and the best k by the validation metric stay. All processes of a run 
 import contextlib
 import dataclasses
 import json
-import logging
 import os
 import shutil
 import sys
@@ -30,9 +29,6 @@ from perturbdiff_jax.stored_arrays import Damaged
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax has not renamed yet
 REMOVED = "removed-"  # on its way out
 WHICH = ("best", "latest")
-
-# What fails in Orbax's threads is raised in ours, by `wait` at the latest; Orbax prints its traceback as well.
-logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
 
 
 def last_good(bundle: Path) -> str:
@@ -112,12 +108,9 @@ class Checkpoints:
     def _save(self, step: int, trees: dict[str, Any], scores: dict[str, float], recall: Recall) -> None:
         self.wait()
         self._thin_out()  # makes room first
-        if self._writer is None:
-            registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-            registry.add("metrics", ocp.args.JsonSave, ocp.JsonCheckpointHandler(filename="metrics"))
-            self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(handler_registry=registry))
+        self._writer = self._writer or stored_arrays.writer()
         fingerprints = {name: stored_arrays.fingerprint(tree) for name, tree in trees.items()}
-        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items = {name: ocp.args.PyTreeSave(tree) for name, tree in trees.items()}
         items["metrics"] = ocp.args.JsonSave({name: float(value) for name, value in scores.items()})
         items["run"] = ocp.args.JsonSave({**dataclasses.asdict(recall), "fingerprints": fingerprints})
         self._writer.save(self.path / str(step), args=ocp.args.Composite(**items))
@@ -137,12 +130,11 @@ class Checkpoints:
             except Damaged as error:
                 damaged[step] = error
                 continue
-            for bad in damaged:
-                if processes.leads():
-                    aside = self.path / f"{bad}.damaged"
-                    shutil.rmtree(aside, ignore_errors=True)
-                    os.rename(self.path / str(bad), aside)
             self._warn(damaged, step)
+            for bad in damaged if processes.leads() else ():
+                aside = self.path / f"{bad}.damaged"
+                shutil.rmtree(aside, ignore_errors=True)
+                os.rename(self.path / str(bad), aside)
             return found
         if damaged:
             first = steps[0]
@@ -192,9 +184,10 @@ class Checkpoints:
                 damaged[step] = error
                 continue
             damaged.pop(step, None)
-            # What a run that goes on has removed meanwhile was not damaged.
-            self._warn({bad: damaged[bad] for bad in damaged if (self.path / str(bad)).is_dir()}, step)
+            self._warn(damaged, step)
             return step, found
+        if damaged.keys() - set(steps_in(self.path)):
+            return self.weights(which, like)  # a run that goes on has put others in their place
         for step, error in damaged.items():
             raise RequestError(
                 f"{self.bundle}: the bundle is damaged, checkpoint {step} cannot be read ({error})."
@@ -247,10 +240,13 @@ class Checkpoints:
         return found
 
     def _warn(self, damaged: dict[int, Damaged], step: int) -> None:
-        if damaged and processes.leads():
-            names = ", ".join(str(self.path / str(bad)) for bad in damaged)
-            reason = next(iter(damaged.values()))
-            print(f"warning: {names} is damaged ({reason}); going back to step {step:,}.", file=sys.stderr)
+        there = [bad for bad in damaged if bad in steps_in(self.path)]
+        if there and processes.leads():
+            names = ", ".join(str(self.path / str(bad)) for bad in there)
+            print(
+                f"warning: {names}: damaged ({damaged[there[0]]}); going back to step {step:,}.",
+                file=sys.stderr,
+            )
 
     def _thin_out(self) -> None:
         """Removes all but the latest checkpoint and the best k of those with a score."""

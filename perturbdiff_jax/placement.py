@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -98,6 +99,12 @@ def from_local(batch: Batch | PackedBatch, mesh: Mesh) -> Batch | PackedBatch:
         return jax.make_array_from_callback(shape, place, rows)
 
     return jax.tree.map(array, batch)
+
+
+def gathered(tree: Any, mesh: Mesh) -> Any:
+    """The tree of global arrays whole, on this process's first device. All processes have to ask for it."""
+    whole = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(mesh))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
 
 
 class _Lengths:

@@ -24,7 +24,10 @@ TIMEOUT = "PERTURBDIFF_START_TIMEOUT"  # seconds that processes wait for each ot
 # How many tasks were really started. What JAX reads instead is the size of the job, also in a shell inside the job.
 STARTED = {"slurm": "SLURM_STEP_NUM_TASKS", "ompi": "OMPI_COMM_WORLD_SIZE"}
 SHUTDOWN = 3600  # seconds that a process which is done waits for the others
-ASKING, LEAVING = 2_000, 10_000  # milliseconds: between two looks for the lead's answer; for company when failing
+ASKING, LEAVING = (
+    2_000,
+    10_000,
+)  # milliseconds: between two looks for the lead's answer; for company when failing
 
 _jobs = itertools.count()
 
@@ -214,16 +217,17 @@ def _found(environ: Mapping[str, str]) -> int:
     from jax._src.clusters import ClusterEnv
 
     for cluster in ClusterEnv._cluster_types:
-        with contextlib.suppress(OSError):  # a TPU machine whose metadata server does not answer is alone
-            if cluster.opt_in_only_method or environ.get(STARTED.get(cluster.name, "")) == "1":
+        if cluster.opt_in_only_method or environ.get(STARTED.get(cluster.name, "")) == "1":
+            continue
+        if cluster.__name__ == "K8sCluster" and "JOB_COMPLETION_INDEX" not in environ:
+            continue  # some other pod: JAX would ask the cluster's master about it and fail
+        with contextlib.suppress(OSError):  # a TPU machine without a metadata server is alone
+            if not cluster.is_env_present():
                 continue
-            if cluster.__name__ == "K8sCluster" and "JOB_COMPLETION_INDEX" not in environ:
-                continue  # some other pod: JAX would ask the cluster's master about it and fail
-            if cluster.is_env_present():
-                try:
-                    return cluster.get_process_count()
-                except (ValueError, KeyError, RuntimeError) as error:
-                    raise RequestError(f"the variables of this {cluster.name} job: {error}") from None
+            try:
+                return cluster.get_process_count()
+            except (ValueError, KeyError, RuntimeError, OSError) as error:
+                raise RequestError(f"the variables of this {cluster.name} job: {error}") from None
     return 1
 
 

@@ -1,16 +1,15 @@
-"""Trees of arrays on disk, by Orbax: read back with suspicion, each against the fingerprint that was taken of it.
+"""Trees of arrays on disk, by Orbax: written in the background, read back with suspicion, against a fingerprint.
 
 Orbax notices missing and truncated files. Other bytes in the middle of an array it hands out as weights: its storage
 keeps no checksum of values. So a fingerprint of every tree is taken on the devices, where it is cheap, and kept beside
 the arrays. It does not depend on how arrays are cut over devices.
 """
 
-import contextlib
 import gc
+import inspect
 import logging
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from perturbdiff_jax import processes
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.sharding import path_of
 
 # Neither damage nor anything that older files would cure.
 NO_MEMORY = (MemoryError, jax.errors.JaxRuntimeError)
+_filtered: dict = {}  # the hook that `_hush` has installed
+
+# What fails in Orbax's threads is raised in ours, at the next save at the latest; Orbax prints a traceback as well.
+logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
 
 
 class Damaged(ValueError):
@@ -42,8 +46,13 @@ def fingerprint(tree: Any) -> int:
 def _fingerprint(tree: Any) -> jax.Array:
     total = jnp.uint32(0)
     for leaf in jax.tree.leaves(tree):
-        total = total * np.uint32(31) + _mixed(_words(jnp.asarray(leaf))).sum(dtype=jnp.uint32)
+        total = total * np.uint32(31) + _sum(jnp.asarray(leaf))
     return total
+
+
+@jax.jit  # so that parameters and their moments, alike in shape, are traced and compiled once
+def _sum(x: jax.Array) -> jax.Array:
+    return _mixed(_words(x)).sum(dtype=jnp.uint32)
 
 
 def _words(x: jax.Array) -> jax.Array:
@@ -61,6 +70,21 @@ def _mixed(words: jax.Array) -> jax.Array:
     x = (x ^ x >> 16) * np.uint32(0x85EBCA6B)
     x = (x ^ x >> 13) * np.uint32(0xC2B2AE35)
     return x ^ x >> 16
+
+
+def writer() -> ocp.AsyncCheckpointer:
+    """Writes checkpoints of the items `ema` and `train` (PyTreeSave), `metrics` and `run` (JsonSave)."""
+    arrays = ocp.type_handlers.create_type_handler_registry(
+        # Where one process writes everything, cutting whole arrays up among its devices only costs time.
+        (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=processes.count() > 1)),
+        (np.ndarray, ocp.type_handlers.NumpyHandler()),
+    )
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    registry.add("metrics", ocp.args.JsonSave, ocp.JsonCheckpointHandler(filename="metrics"))
+    for item in ("ema", "train"):
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=arrays)
+        registry.add(item, ocp.args.PyTreeSave, handler)
+    return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(handler_registry=registry))
 
 
 def verify(name: str, tree: Any, expected: int | None) -> None:
@@ -81,13 +105,13 @@ def read(folder: Path, like: Any) -> Any:
       RequestError: may not be read.
       MemoryError, JaxRuntimeError: no room for it.
     """
-    with _discreet():
-        try:
-            _check_shapes(folder, like)
-            shapes = jax.tree.map(_shape, like)
-            return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(shapes))
-        except Exception as error:
-            reason = _reason(error, folder)
+    try:
+        _check_shapes(folder, like)
+        shapes = jax.tree.map(_shape, like)
+        return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(shapes))
+    except Exception as error:
+        reason = _reason(error, folder)
+    _hush()
     raise Damaged(f"{folder.name}: {reason}")
 
 
@@ -127,14 +151,20 @@ def _reason(error: BaseException, folder: Path) -> str:
     return text
 
 
-@contextlib.contextmanager
-def _discreet() -> Iterator[None]:
-    """Reads that break off half-way leave others behind, which would speak up when they are collected."""
-    silent, heard = logging.getLogger("asyncio"), sys.unraisablehook
-    sys.unraisablehook = lambda unraisable: None
-    silent.disabled, was = True, silent.disabled
-    try:
-        yield
-    finally:
-        gc.collect()
-        sys.unraisablehook, silent.disabled = heard, was
+def _hush() -> None:
+    """Reads that break off half-way leave others behind, which would speak up when they end or are collected."""
+    heard = sys.unraisablehook
+    if heard is not _filtered.get("hook"):
+
+        def hook(unraisable) -> None:
+            left = inspect.iscoroutine(unraisable.object) or "Event loop is closed" in str(
+                unraisable.exc_value
+            )
+            if not left:
+                heard(unraisable)
+
+        sys.unraisablehook = _filtered["hook"] = hook
+    log = logging.getLogger("asyncio")
+    log.disabled, was = True, log.disabled
+    gc.collect()
+    log.disabled = was

@@ -25,7 +25,7 @@ from perturbdiff_jax.history import Recall
 from perturbdiff_jax.interruption import Interruption
 from perturbdiff_jax.loop import TrainingLoop
 from perturbdiff_jax.optim import learning_rate, optimizer
-from perturbdiff_jax.placement import placed
+from perturbdiff_jax.placement import gathered, placed
 from perturbdiff_jax.population import Walker
 from perturbdiff_jax.predict import load
 from perturbdiff_jax.predictions import write_predictions
@@ -135,7 +135,6 @@ def train(settings: Settings, store: Store, workdir: Path, stop: Interruption | 
     processes.lead(lambda: write_bundle(workdir / "bundle", bundle))
     best, options = bundle.best_metric, settings.train
     facts = {"parameters": count_parameters(state.params), "n_sets": source.n_sets}
-    facts["devices"] = f"{mesh.size} x {jax.devices()[0].device_kind}"
     with (
         stop.deferred(),
         Checkpoints(
@@ -156,7 +155,7 @@ def train(settings: Settings, store: Store, workdir: Path, stop: Interruption | 
                 options=options,
                 step_of=compile_step(parts, mesh),
                 learning_rate=learning_rate(settings.optim, options.steps),
-                validate=validation,
+                validate=lambda ema: validated(validation, gathered(ema, mesh)),
                 validation_name=f"{validation.split} ({len(validation)} conditions)",
                 groups_of=lambda step: groups_of(source, step),
                 checkpoints=checkpoints,
@@ -179,6 +178,11 @@ def make_meter(settings: Settings, model, mesh: jax.sharding.Mesh, facts: dict) 
     peak, source = peak_flops(mesh.devices.flat, settings.model.dtype) or (None, "not known")
     facts["peak_flops"] = source
     return Meter(cells_per_step=sets * cells, flops_per_step=flops, peak_flops=peak)
+
+
+def validated(validation: SampledValidation, weights: dict) -> dict[str, float]:
+    """Scores of weights that every process has; process 0 samples, and all hear the same scores."""
+    return processes.told(lambda: validation(weights))
 
 
 def groups_of(source: SetSource, step: int) -> str:

@@ -1,6 +1,6 @@
 """Two training steps on eight devices, by one process or by several; process 0 keeps what came out.
 
-    python tests/process_worker.py STORE OUT.npz CASE...
+    python tests/process_worker.py STORE OUT.npz
 
 The processes are told of each other by the variables that launch/local.sh sets.
 """
@@ -22,14 +22,12 @@ from perturbdiff_jax.sharding import MeshOptions
 from perturbdiff_jax.step import StepParts, compile_step, initial_state
 
 SETS, CELLS, STEPS = 16, 4, 2
-CASES = {  # name -> mesh, form of a batch
-    "data": (MeshOptions(), "host"),
-    "mixed": (MeshOptions(data=2, fsdp=2, tensor=2), "device"),
-}
+# With two processes of four devices one axis crosses them, with four of two devices two do.
+MESH = MeshOptions(data=2, fsdp=2, tensor=2)
 
 
-def trained(store: Store, options: MeshOptions, form: str) -> dict[str, np.ndarray]:
-    """Metrics of every step, and all parameters at the end, whole."""
+def trained(store: Store) -> dict[str, np.ndarray]:
+    """Lengths and metrics of every step on packed batches, and all parameters at the end, whole."""
     import jax
     from jax.experimental import multihost_utils
 
@@ -47,30 +45,33 @@ def trained(store: Store, options: MeshOptions, form: str) -> dict[str, np.ndarr
         ema=EmaOptions(),
         seed=3,
     )
-    mesh = sharding.make_mesh(options)
+    mesh = sharding.make_mesh(MESH)
     source = SetSource(
         store,
         cells_per_set=CELLS,
         sets_per_batch=SETS,
         seed=5,
         tier="resident",
-        densify=form,
+        densify="device",
         rows=sharding.rows_here(mesh, SETS),
         blocks=len(sharding.rows_here(mesh, sharding.runs_of(mesh))),
     )
     state, step, found = initial_state(parts, mesh), compile_step(parts, mesh), {}
     for number, batch in placed(source, mesh, 0, STEPS):
+        lengths = multihost_utils.process_allgather(np.array(batch.data.shape[1]))
+        found |= {f"least length {number}": lengths.min(), f"largest length {number}": lengths.max()}
         state, metrics = step(state, batch)
         found |= {f"{name} {number}": np.asarray(value) for name, value in metrics.items()}
     whole = multihost_utils.process_allgather(state.params, tiled=True)
-    return found | {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(whole)}
+    return found | {
+        jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(whole)
+    }
 
 
-def main(store: str, out: str, *cases: str) -> None:
-    """Writes metrics and parameters of the cases by `case/name`."""
+def main(store: str, out: str) -> None:
+    """Writes what `trained` gives."""
     processes.start()
-    opened = Store.open(store)
-    found = {f"{case}/{name}": value for case in cases for name, value in trained(opened, *CASES[case]).items()}
+    found = trained(Store.open(store))
     processes.lead(lambda: np.savez(pathlib.Path(out), **found))
 
 

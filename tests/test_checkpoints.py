@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny_run import EVERY, STEPS
 
-from perturbdiff_jax import load, sharding
+from perturbdiff_jax import checkpoint, load, sharding
 from perturbdiff_jax.checkpoint import Checkpoints
 from perturbdiff_jax.errors import RequestError, RunError, full_disk_told
 from perturbdiff_jax.history import BestMetric, Recall
@@ -73,6 +73,8 @@ def test_what_has_no_score_is_never_the_best_and_goes_when_it_is_not_the_latest(
 def test_without_any_score_the_newest_is_the_best(tmp_path):
     assert saved(tmp_path, {1: None, 2: None}) == ["2"]
     assert opened(tmp_path, read_only=True).best_step() == 2
+    assert saved(tmp_path, {3: float("nan"), 4: None}) == ["3", "4"]  # a bad score is one
+    assert opened(tmp_path, read_only=True).best_step() == 3
 
 
 def test_history_and_window_travel_with_a_checkpoint(tmp_path):
@@ -145,7 +147,7 @@ def test_the_fingerprint_sees_a_single_bit_and_an_exchange():
 
 # What a disk, a copy that broke off, or a hasty hand does to a checkpoint.
 def largest(folder):
-    return max((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    return max(folder.rglob("d/*"), key=lambda file: file.stat().st_size)
 
 
 def truncate(folder):
@@ -208,8 +210,11 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capfd, harm):
         assert checkpoints.latest_step() == int(found.step) == 4
         warning = capfd.readouterr().err
         for text, to in ((said, 2), (warning, 4)):
-            assert text.count("\n") == 1 and text.startswith("warning: ")
-            assert str(tmp_path / "checkpoints/6") in text and f"going back to step {to}." in text
+            assert text.count("\n") == 1
+            assert (
+                text.startswith(f"warning: {tmp_path}/checkpoints/6: damaged (")
+                and f"going back to step {to}." in text
+            )
         jax.tree.map(np.testing.assert_array_equal, found, state(4))
         # The step comes round again: nothing is in its way, and it is whole.
         checkpoints.save(state(6), {"validation/energy": 0.1})
@@ -281,6 +286,34 @@ def test_what_a_killed_run_leaves_is_swept_and_never_read(tmp_path):
     assert left(tmp_path) == ["2"]
 
 
+def test_a_removal_that_is_broken_off_leaves_nothing_that_looks_like_a_checkpoint(tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    saved(tmp_path, {2: 0.3, 4: 0.5})
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            saved(tmp_path, {6: 0.1}, keep=1)
+    assert left(tmp_path) == ["2", "6", "removed-4"] or left(tmp_path) == ["6", "removed-2", "removed-4"]
+
+
+def test_a_reader_that_comes_too_late_for_a_checkpoint_takes_the_next(tmp_path, monkeypatch, capfd):
+    """A run that goes on removes and adds checkpoints while somebody loads its bundle."""
+    saved(tmp_path, {2: 0.3})
+    reader = opened(tmp_path, read_only=True)
+    whole = reader.restore_ema
+
+    def late(step, like):
+        if step == 2:
+            saved(tmp_path, {4: 0.1, 6: 0.2}, keep=1)
+        return whole(step, like)
+
+    monkeypatch.setattr(reader, "restore_ema", late)
+    assert reader.weights("best", state(0).ema)[0] == 4
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("which", ["best", "latest"])
 def test_loading_falls_back_as_well(finished, tmp_path, capfd, which):
     bundle = shutil.copytree(finished.workdir / "bundle", tmp_path / "bundle")
@@ -288,23 +321,23 @@ def test_loading_falls_back_as_well(finished, tmp_path, capfd, which):
         file = bundle / "checkpoints" / str(step) / "metrics" / "metrics"
         file.write_text(json.dumps({"validation/energy": score}))
     assert load(bundle, which=which).step == STEPS
-    garbage(bundle / "checkpoints" / str(STEPS))
+    lost_data(bundle / "checkpoints" / str(STEPS))
     capfd.readouterr()
     model = load(bundle, which=which)
     said = capfd.readouterr().err
     assert model.step == EVERY and said.count("\n") == 1
-    assert f"/{STEPS} is damaged (ema: " in said and f"); going back to step {EVERY}." in said
+    assert f"/{STEPS}: damaged (ema: " in said and f"); going back to step {EVERY}." in said
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.ENOSPC, "whatever the language of the machine says"),
         ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device [source locations]"),
     ],
     ids=["system", "tensorstore"],
 )
-def test_a_full_disk_is_told_from_the_background(tmp_path, monkeypatch, capfd, error):
+def test_a_full_disk_is_told_from_the_background(tmp_path, monkeypatch, caplog, capfd, error):
     saved(tmp_path, {2: 0.3})
 
     def fail(*_):
@@ -321,7 +354,7 @@ def test_a_full_disk_is_told_from_the_background(tmp_path, monkeypatch, capfd, e
     assert str(told.value) == (
         "WORKDIR: no space is left on the disk.\nStep 2 is safe; make room and give the same command again."
     )
-    assert capfd.readouterr().err == "" and opened(tmp_path).latest_step() == 2
+    assert capfd.readouterr().err == "" and caplog.records == [] and opened(tmp_path).latest_step() == 2
     assert left(tmp_path) == ["2"]
 
 

@@ -163,6 +163,24 @@ def test_stopped_anywhere_and_taken_up_again_it_is_the_unbroken_run(tmp_path, at
     np.testing.assert_array_equal(again.state.params["w"], unbroken.state.params["w"])
 
 
+def test_broken_off_right_behind_a_save_no_line_is_lost_or_told_twice(tmp_path):
+    """The line of a step that is saved is written before the save, although others wait for the next step."""
+    unbroken = Run(tmp_path / "unbroken")
+    unbroken()
+
+    def killed(step):
+        if step == 9:
+            raise KeyboardInterrupt
+
+    run = Run(tmp_path / "run", dataclasses.replace(OPTIONS, save_every=4), hook=killed)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert run.saved()[-1] == 8
+    run.hook = None
+    run()
+    assert run.log() == unbroken.log()
+
+
 def test_a_stop_before_the_first_step_saves_nothing(tmp_path):
     stop = Interruption()
     stop.requested = True

@@ -99,7 +99,7 @@ def set_losses(
     if options.self_condition > 0:
 
         def first_pass():
-            estimate = denoise(xt, draws.t, control, draws.drop, jnp.zeros_like(xt))
+            estimate = denoise(xt, draws.t, control, draws.drop, None)  # zeros, not multiplied
             return jnp.where(draws.self_condition[:, None, None], jax.lax.stop_gradient(estimate), 0.0)
 
         # One coin for the batch skips the pass altogether when no set asked for it.

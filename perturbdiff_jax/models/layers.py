@@ -189,17 +189,16 @@ class CellAttention(nn.Module):
         qkv = Linear(3 * width, dtype=self.dtype, name="qkv")(x)
         qkv = qkv.reshape(*x.shape[:-1], 3, self.heads, width // self.heads)
         qkv = constrain(qkv, "sets", "whole", "whole", "features", "whole")
-        # Heads in front of cells, once for all three: then no product has to move anything, forward or backward. And
-        # a split, whose derivative is one concatenation, where indexing would pad and add three times.
-        q, k, v = (part.squeeze(0) for part in jax.lax.split(jnp.moveaxis(qkv, (2, 3), (0, 2)), (1, 1, 1)))
-        out = attention(RmsNorm(name="q_norm")(q), RmsNorm(name="k_norm")(k), v)
-        return Linear(width, dtype=self.dtype, name="out")(jnp.swapaxes(out, 1, 2).reshape(x.shape))
+        # A split, whose derivative is one concatenation, where indexing would pad and add three times.
+        q, k, v = (part.squeeze(2) for part in jax.lax.split(qkv, (1, 1, 1), axis=2))
+        q, k = RmsNorm(name="q_norm")(q), RmsNorm(name="k_norm")(k)
+        return Linear(width, dtype=self.dtype, name="out")(attention(q, k, v).reshape(x.shape))
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """`softmax(q k^T / sqrt(d)) v` of every head, [B, H, S, d] from three of that shape.
+    """`softmax(q k^T / sqrt(d)) v` of every head, [B, S, H, d] from three of that shape.
 
-    Logits and softmax are float32 whatever the dtype; the weights go into the second product in the dtype of `v`.
+    Logits and softmax are float32 whatever the dtype; the weights enter the second product in the dtype of `v`.
     """
-    logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)

@@ -65,7 +65,7 @@ def test_masked_cells_do_not_count_unless_asked(cells):
 
 def test_no_gradient_through_the_first_pass(cells):
     def denoise(weight):
-        return lambda xt, t, control, drop, previous: weight * xt + previous
+        return lambda xt, t, control, drop, previous: weight * xt + (0.0 if previous is None else previous)
 
     def loss(weight, **given):
         return losses(denoise(weight), cells, **given)[0].sum()
@@ -80,7 +80,7 @@ def test_no_gradient_through_the_first_pass(cells):
 
 def test_self_conditioning_reaches_only_the_sets_that_asked(cells):
     def denoise(xt, t, control, drop, previous):
-        return previous + 1.0
+        return (jnp.zeros_like(xt) if previous is None else previous) + 1.0
 
     mse, _ = losses(denoise, cells, self_condition=jnp.array([True, False, False]))
     want = [np.square(cells[0][0] - 2.0).mean(), np.square(cells[0][1] - 1.0).mean()]
