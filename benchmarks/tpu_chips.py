@@ -2,7 +2,8 @@
 
 Sources, pages of the Cloud TPU documentation (read in November 2026): "TPU v5e", "TPU v5p", "TPU v6e" (peak compute,
 HBM, interconnect, network and chips of a host). The clock follows from the peak: a matrix unit of n x n does 2 n^2
-operations a cycle (v5e has 4 of 128, v5p 2 x 4 of 128, v6e 2 of 256 that take two).
+operations a cycle (v5e has 4 of 128, v5p 2 x 4 of 128; the page of v6e says 4 of 256 in one version and 2 in another,
+which would need a clock of 3.5 GHz).
 """
 
 import dataclasses

@@ -21,7 +21,7 @@ from perturbdiff_jax.run_record import write_json
 
 SHAPES = {"2 x 256": {"sets": 2, "cells": 256}, "8 x 256": {"sets": 8, "cells": 256}}
 GENES = 2000
-WARM = 3  # steps before the clock counts
+WARM = 2  # steps before the clock counts
 EVERY = 10  # steps between updates of the released average, as in the commands of its README
 SETTLE = 0.3  # seconds for the threads of the side before to fall asleep
 

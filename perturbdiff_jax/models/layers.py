@@ -59,20 +59,50 @@ def layer_norm(x: jax.Array) -> jax.Array:
     return (centred * jax.lax.rsqrt(variance + NORM_EPS)).astype(x.dtype)
 
 
+@jax.custom_vjp
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x @ kernel` in the dtype of x: [..., I] and float32 [I, ...] to [..., ...].
+
+    The gradient of the kernel is summed in float32, over cells and over devices; the usual rule rounds each device's
+    part to the dtype of x before it is added to those of the others.
+    """
+    return jnp.tensordot(x, kernel.astype(x.dtype), axes=1)
+
+
+def _product_forward(x, kernel):
+    return product(x, kernel), (x, kernel)
+
+
+def _product_backward(kept, g):
+    x, kernel = kept
+    cells, outputs = tuple(range(x.ndim - 1)), tuple(range(x.ndim - 1, g.ndim))
+    kernel_gradient = jnp.tensordot(x, g, axes=(cells, cells), preferred_element_type=jnp.float32)
+    x_gradient = jnp.tensordot(g, kernel.astype(g.dtype), axes=(outputs, tuple(range(1, kernel.ndim))))
+    return x_gradient, kernel_gradient
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
 class Dense(nn.Module):
-    """`x @ kernel + bias`, the product in `dtype`; parameters are float32."""
+    """`x @ kernel + bias`, the product in `dtype`; parameters are float32. `cut` is a shape for the output's features.
+
+    The kernel is cut, not the output: to cut features that lie on several devices is to move them.
+    """
 
     features: int
     kernel_init: nn.initializers.Initializer
     dtype: jnp.dtype
+    cut: tuple[int, ...] = (-1,)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [..., in] to [..., features]."""
+        """Maps [..., in] to [..., features], or [..., *cut]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
-        bias = jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
-        return (wide(x.astype(self.dtype) @ kernel.astype(self.dtype)) + bias).astype(self.dtype)
+        bias = jnp.expand_dims(bias.reshape(self.cut), tuple(range(x.ndim - 1)))
+        out = product(x.astype(self.dtype), kernel.reshape(-1, *self.cut) if len(self.cut) > 1 else kernel)
+        return (wide(out) + bias).astype(self.dtype)
 
 
 class Linear(nn.Module):
@@ -81,12 +111,13 @@ class Linear(nn.Module):
     features: int
     zero: bool = False
     dtype: jnp.dtype = jnp.float32
+    cut: tuple[int, ...] = (-1,)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [..., in] to [..., features]."""
+        """Maps [..., in] to [..., features], or [..., *cut]."""
         kernel_init = nn.initializers.zeros_init() if self.zero else XAVIER
-        return Dense(self.features, kernel_init, self.dtype, name="linear")(x)
+        return Dense(self.features, kernel_init, self.dtype, self.cut, name="linear")(x)
 
 
 class Modulation(nn.Module):
@@ -126,12 +157,14 @@ class CellEmbedder(nn.Module):
             bias = self.param("bias", zeros, (self.sources, self.width), jnp.float32)
             kernel = jnp.take(kernel.astype(self.dtype), source, axis=0)
             bias = jnp.take(bias, source, axis=0)[:, None]
+            multiply = jnp.matmul
         else:
-            kernel = self.param("kernel", XAVIER, (2 * genes, self.width), jnp.float32).astype(self.dtype)
+            kernel = self.param("kernel", XAVIER, (2 * genes, self.width), jnp.float32)
             bias = self.param("bias", zeros, (self.width,), jnp.float32)[None, None]
-        out = x.astype(self.dtype) @ kernel[..., :genes, :]
+            multiply = product
+        out = multiply(x.astype(self.dtype), kernel[..., :genes, :])
         if second is not None:
-            out = out + second.astype(self.dtype) @ kernel[..., genes:, :]
+            out = out + multiply(second.astype(self.dtype), kernel[..., genes:, :])
         return (wide(out) + bias).astype(self.dtype)
 
 
@@ -186,8 +219,8 @@ class CellAttention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, S, E] to [B, S, E]; E is 2D here because both streams share a token."""
         width = x.shape[-1]
-        qkv = Linear(3 * width, dtype=self.dtype, name="qkv")(x)
-        qkv = qkv.reshape(*x.shape[:-1], 3, self.heads, width // self.heads)
+        cut = (3, self.heads, width // self.heads)
+        qkv = Linear(3 * width, dtype=self.dtype, cut=cut, name="qkv")(x)
         qkv = constrain(qkv, "sets", "whole", "whole", "features", "whole")
         # A split, whose derivative is one concatenation, where indexing would pad and add three times.
         q, k, v = (part.squeeze(2) for part in jax.lax.split(qkv, (1, 1, 1), axis=2))
