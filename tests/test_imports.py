@@ -10,7 +10,17 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms from the cellar to the roof. A file may import from its own floor and below it.
 FLOORS = (
     {"errors", "array_types", "pickles", "history"},
-    {"data", "kernels", "rng", "sharding", "processes", "interruption", "run_lock", "stored_arrays"},
+    {
+        "data",
+        "kernels",
+        "rng",
+        "sharding",
+        "processes",
+        "host_memory",
+        "interruption",
+        "run_lock",
+        "stored_arrays",
+    },
     {"diffusion", "evaluation"},
     {"models"},
     {"optim", "state", "telemetry"},
