@@ -49,6 +49,7 @@ setup(
         "tensorstore>=0.1.75,<0.2",
         "zarr>=3.0,<4",
     ],
-    extras_require={"eval": EVAL, "test": TEST},
+    # jax names the libtpu that fits it: with a later one some programs cannot be read back.
+    extras_require={"eval": EVAL, "test": TEST, "tpu": ["jax[tpu]>=0.10,<0.13"]},
     entry_points={"console_scripts": ["perturbdiff = perturbdiff_jax.cli:run"]},
 )

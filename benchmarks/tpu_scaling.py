@@ -109,7 +109,11 @@ def tables(rows: list[dict]) -> str:
         of_form = {kind: one for (kind, name), one in found.items() if name == form}
         texts += [_weak_table(form, of_form)] if of_form else []
     finetuning = {kind: one for (kind, form), one in found.items() if form == "finetuning"}
-    return "\n\n".join([*texts, _strong_table(finetuning, 512), _limit_table(finetuning)])
+    with_one_set = {
+        kind: one for kind, one in finetuning.items() if one.small
+    }  # the others are not known at 1 set
+    texts += [_strong_table(with_one_set, 512)] if with_one_set else []
+    return "\n\n".join([*texts, *([_limit_table(finetuning)] if finetuning else [])])
 
 
 def _table(head: list[str], lines: list[list[str]]) -> str:

@@ -143,18 +143,15 @@ def table(shape: str, found: dict) -> list[dict]:
                 needed = content["facts"]["flops"][name != "without"]
                 row["flops"], row["of_ceiling"] = needed, needed / row["quickest"] / ceiling
             rows.append(row)
-            faster = row.get("ratio")
-            print(
-                f"| {name} | {side} | {row['median']:.2f} | {row['quickest']:.2f} | {row['cpu']:.2f} | "
-                + (
-                    f"{faster['of_medians']:.2f} | {faster['quartiles'][0]:.2f}-{faster['quartiles'][1]:.2f}"
-                    if faster
-                    else " | "
-                )
-                + f" | {row['of_ceiling']:.0%}" * ("of_ceiling" in row)
-                + " | " * ("of_ceiling" not in row)
-                + f" | {row['memory'] / 2**30:.1f} |"
-            )
+            faster = spread = share = ""
+            if "ratio" in row:
+                faster = f"{row['ratio']['of_medians']:.2f}"
+                spread = "-".join(f"{value:.2f}" for value in row["ratio"]["quartiles"])
+            if "of_ceiling" in row:
+                share = f"{row['of_ceiling']:.0%}"
+            figures = " | ".join(f"{row[what]:.2f}" for what in ("median", "quickest", "cpu"))
+            memory = f"{row['memory'] / 2**30:.1f}"
+            print(f"| {name} | {side} | {figures} | {faster} | {spread} | {share} | {memory} |")
     return rows
 
 

@@ -34,7 +34,7 @@ case $verb in
     archive=${TMPDIR:-/tmp}/perturbdiff_jax.tar.gz
     run git -C "$(dirname "$0")/.." archive --format=tar.gz --output="$archive" HEAD
     run gcloud compute tpus tpu-vm scp "$archive" "$TPU:perturbdiff_jax.tar.gz" --zone="$ZONE" --worker=all
-    install="$PYTHON -m venv env && env/bin/pip install --quiet \"jax[tpu]\" ./perturbdiff_jax"
+    install="$PYTHON -m venv env && env/bin/pip install --quiet \"./perturbdiff_jax[tpu,eval]\""
     on all "mkdir -p perturbdiff_jax && tar xzf perturbdiff_jax.tar.gz -C perturbdiff_jax && $install"
     ;;
   start)

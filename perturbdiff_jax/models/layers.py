@@ -155,9 +155,8 @@ class CellEmbedder(nn.Module):
         if self.sources:
             kernel = self.param("kernel", XAVIER_EACH, (self.sources, 2 * genes, self.width), jnp.float32)
             bias = self.param("bias", zeros, (self.sources, self.width), jnp.float32)
-            kernel = jnp.take(kernel.astype(self.dtype), source, axis=0)
-            bias = jnp.take(bias, source, axis=0)[:, None]
-            multiply = jnp.matmul
+            kernel, bias = jnp.take(kernel, source, axis=0), jnp.take(bias, source, axis=0)[:, None]
+            multiply = jax.vmap(product)
         else:
             kernel = self.param("kernel", XAVIER, (2 * genes, self.width), jnp.float32)
             bias = self.param("bias", zeros, (self.width,), jnp.float32)[None, None]
