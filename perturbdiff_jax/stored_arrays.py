@@ -24,7 +24,7 @@ from perturbdiff_jax.sharding import path_of
 
 # Neither damage nor anything that older files would cure.
 NO_MEMORY = (MemoryError, jax.errors.JaxRuntimeError)
-_filtered: dict = {}  # the hook that `_hush` has installed
+_filtered: dict = {}  # the hook that `_deaf_to_late_answers` has installed
 
 # What fails in Orbax's threads is raised in ours, at the next save at the latest; Orbax prints a traceback as well.
 logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
@@ -74,6 +74,7 @@ def _mixed(words: jax.Array) -> jax.Array:
 
 def writer() -> ocp.AsyncCheckpointer:
     """Writes checkpoints of the items `ema` and `train` (PyTreeSave), `metrics` and `run` (JsonSave)."""
+    _deaf_to_late_answers()
     arrays = ocp.type_handlers.create_type_handler_registry(
         # Where one process writes everything, cutting whole arrays up among its devices only costs time.
         (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=processes.count() > 1)),
@@ -151,19 +152,23 @@ def _reason(error: BaseException, folder: Path) -> str:
     return text
 
 
-def _hush() -> None:
-    """Reads that break off half-way leave others behind, which would speak up when they end or are collected."""
+def _deaf_to_late_answers() -> None:
+    """Reads and writes that break off leave others behind, which would speak up when they end or are collected."""
     heard = sys.unraisablehook
-    if heard is not _filtered.get("hook"):
+    if heard is _filtered.get("hook"):
+        return
 
-        def hook(unraisable) -> None:
-            left = inspect.iscoroutine(unraisable.object) or "Event loop is closed" in str(
-                unraisable.exc_value
-            )
-            if not left:
-                heard(unraisable)
+    def hook(unraisable) -> None:
+        left = inspect.iscoroutine(unraisable.object) or "Event loop is closed" in str(unraisable.exc_value)
+        if not left:
+            heard(unraisable)
 
-        sys.unraisablehook = _filtered["hook"] = hook
+    sys.unraisablehook = _filtered["hook"] = hook
+
+
+def _hush() -> None:
+    """Collects now, in silence, what a read that broke off has left behind."""
+    _deaf_to_late_answers()
     log = logging.getLogger("asyncio")
     log.disabled, was = True, log.disabled
     gc.collect()
