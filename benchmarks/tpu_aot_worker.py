@@ -41,7 +41,8 @@ def step_parts(form: str, **model) -> StepParts:
     """The step of the released recipe with bfloat16 products."""
     genes, perturbations, cell_types, batches, sources = FORMS[form]
     pretraining = form == "pretraining"
-    options = ModelOptions(dtype="bfloat16", use_perturbation="no" if pretraining else "yes", **model)
+    use_perturbation = "no" if pretraining else "yes"
+    options = ModelOptions(**{"dtype": "bfloat16", "scan": "yes", **model}, use_perturbation=use_perturbation)
     settings = Settings(model=options, objective=ObjectiveOptions(drop_control=1.0 if pretraining else 0.0))
     return StepParts(
         model=Denoiser(options, genes, perturbations, cell_types, batches, sources),

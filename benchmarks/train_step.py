@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--reference")
     parser.add_argument("--reference-python")
     parser.add_argument("--large", action="store_true", help="8 x 256 cells as well")
-    parser.add_argument("--scan", action="store_true", help="blocks in a loop instead of written out")
+    parser.add_argument("--scan", choices=("auto", "yes", "no"), default="auto", help="blocks in a loop")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--output", default="runs/train_step")

@@ -61,9 +61,9 @@ def orders() -> Iterator[dict]:
 
 def main() -> None:
     """The package's own step as training compiles it, on a dense batch that is on the device already."""
-    from perturbdiff_jax import host_memory
+    from perturbdiff_jax.main import prepare_process
 
-    host_memory.keep_freed()
+    prepare_process()
     import jax
     import jax.numpy as jnp
     from step_trace import seconds_by_part

@@ -19,7 +19,8 @@ from perturbdiff_jax.models.covariates import FROZEN
 from perturbdiff_jax.models.mmdit import Denoiser, ModelOptions
 
 FORMAT = "perturbdiff-bundle"
-VERSION = 3  # 1 had none of the facts with a default below; up to 2 model.remat was a switch. All are read.
+# 1 had none of the facts with a default below; up to 2 model.remat was a switch, up to 3 model.scan. All are read.
+VERSION = 4
 FILE = "bundle.json"
 PACKAGES = ("perturbdiff_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "anndata", "cell-eval")
 
@@ -106,9 +107,11 @@ def read_bundle(path: str | Path) -> Bundle:
         fields = dataclasses.fields(Bundle)
         later = {f.name: f.default_factory for f in fields if f.default_factory is not dataclasses.MISSING}
         content = {"covariate_genes": 0, **{name: make() for name, make in later.items()}, **content}
-    if version < 3 and isinstance(content.get("settings"), dict):
+    if version < 4 and isinstance(content.get("settings"), dict):
         model = content["settings"].get("model", {})
-        model["remat"] = "full" if model.get("remat") is True else "none"
+        model["scan"] = "auto"
+        if version < 3:
+            model["remat"] = "full" if model.get("remat") is True else "none"
     if set(content) != set(kinds):
         wrong = sorted(set(content) ^ set(kinds))
         raise RequestError(f"{file}: damaged, keys missing or unknown: {', '.join(wrong)}.")

@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from perturbdiff_jax import processes, stored_arrays
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.history import BestMetric, Recall
-from perturbdiff_jax.state import TrainState
+from perturbdiff_jax.state import TrainState, as_placed, as_stored, stored_shapes
 from perturbdiff_jax.stored_arrays import Damaged
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax has not renamed yet
@@ -97,6 +97,7 @@ class Checkpoints:
           scores: of the validation at this step, if there was one.
           recall: what a resumed run is to know.
         """
+        state = as_stored(state)
         train = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
         self._save(int(state.step), {"ema": state.ema, "train": train}, scores or {}, recall or Recall())
 
@@ -146,11 +147,12 @@ class Checkpoints:
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state at `step`, placed as `like` (arrays, or shapes with shardings). Raises Damaged."""
-        train = {"step": like.step, "params": like.params, "opt_state": like.opt_state}
+        stored = stored_shapes(like)
+        train = {"step": stored.step, "params": stored.params, "opt_state": stored.opt_state}
         found, reason = {}, None
         try:
             expected = self._run(step)["fingerprints"]
-            for item, shapes in {"ema": like.ema, "train": train}.items():
+            for item, shapes in {"ema": stored.ema, "train": train}.items():
                 found[item] = stored_arrays.read(self.path / str(step) / item, shapes)
         except Damaged as error:
             reason = error
@@ -161,7 +163,7 @@ class Checkpoints:
             raise reason or Damaged("another process cannot read it")
         for item, tree in found.items():
             stored_arrays.verify(item, tree, expected.get(item))
-        return TrainState(ema=found["ema"], **found["train"])
+        return as_placed(TrainState(ema=found["ema"], **found["train"]), like)
 
     def recall(self, step: int) -> Recall:
         """What was remembered at `step`. Raises Damaged."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from perturbdiff_jax.commands import convert, evaluate, predict, prepare, report
 from perturbdiff_jax.errors import RequestError
-from perturbdiff_jax.main import guarded
+from perturbdiff_jax.main import guarded, prepare_process
 from perturbdiff_jax.main import run as train_run
 
 VERBS = {
@@ -27,8 +27,11 @@ class _Parser(argparse.ArgumentParser):
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb; exit code 0 done, 2 wrong request or input, 1 a fault of ours."""
+    whole_process = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["train"]:
+        if whole_process:
+            prepare_process()
         # The same door as `python -m perturbdiff_jax.main`, whose flags come from the config file.
         return train_run(arguments[1:])
     parser = _Parser(

@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from perturbdiff_jax import processes
+from perturbdiff_jax import host_memory, processes
 from perturbdiff_jax.errors import RequestError, RunError, Stopped
 
 USAGE = "usage: python -m perturbdiff_jax.main --config=FILE --workdir=DIR [--config.section.key=value ...]"
@@ -116,12 +116,23 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Runs the job; exit code 0 done or stopped by SIGTERM, 2 wrong request or input, 1 a fault of ours."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Runs the job; exit code 0 done or stopped by SIGTERM, 2 wrong request or input, 1 a fault of ours.
+
+    Without arguments it is the whole process, with those of the command line.
+    """
+    if arguments is None:
+        arguments = sys.argv[1:]
+        prepare_process()
     if {"-h", "--help", "--helpfull"} & set(arguments):
         print(HELP)
         return 0
     return processes.finish(guarded(lambda: _main(arguments)))
+
+
+def prepare_process() -> None:
+    """What a process that trains and does nothing else does first."""
+    if host_memory.only_cpus():
+        host_memory.keep_freed()
 
 
 def _main(arguments: Sequence[str]) -> None:

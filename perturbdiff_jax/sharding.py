@@ -159,6 +159,12 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
 
 
+def pieces(name: str) -> int:
+    """Over how many devices a dimension of that name (see ACTIVATIONS) is cut; 1 where no mesh is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(dict(mesh.shape).get(axis, 1) for axis in _names(ACTIVATIONS[name] or ()))
+
+
 def check_divisible(sets: int, mesh: Mesh, accumulate: int = 1) -> None:
     """Raises RequestError when a batch of `sets` sets, or a part of it, cannot be dealt evenly to the devices."""
     runs = runs_of(mesh)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from perturbdiff_jax.models import trunk
 from perturbdiff_jax.models.mmdit import Denoiser
 
 
@@ -40,3 +41,24 @@ def create_state(params: dict, tx: optax.GradientTransformation) -> TrainState:
 def count_parameters(params: dict) -> int:
     """Number of scalars in a parameter tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def as_stored(state: TrainState) -> TrainState:
+    """The state with the blocks stacked, as checkpoints have it; placed as before."""
+    if not trunk.is_written_out(state):
+        return state
+    placed = jax.tree.map(lambda leaf: leaf.sharding, trunk.stacked_shapes(state))
+    return jax.jit(trunk.stacked, out_shardings=placed)(state)
+
+
+def stored_shapes(like: TrainState) -> TrainState:
+    """Shapes and shardings of `as_stored(like)`."""
+    return trunk.stacked_shapes(like) if trunk.is_written_out(like) else like
+
+
+def as_placed(stored: TrainState, like: TrainState) -> TrainState:
+    """What `as_stored` has made, laid out and placed as `like`."""
+    if not trunk.is_written_out(like):
+        return stored
+    placed = jax.tree.map(lambda leaf: leaf.sharding, like)
+    return jax.jit(trunk.written_out, out_shardings=placed)(stored)

@@ -18,6 +18,7 @@ from perturbdiff_jax.array_types import Batch, PackedBatch
 from perturbdiff_jax.diffusion import objective
 from perturbdiff_jax.diffusion.schedule import Schedule
 from perturbdiff_jax.kernels.densify import densify
+from perturbdiff_jax.models import trunk
 from perturbdiff_jax.models.mmdit import Denoiser
 from perturbdiff_jax.optim import EmaOptions, present_parameters, update_ema
 from perturbdiff_jax.state import TrainState, create_state, init_params
@@ -147,7 +148,8 @@ def compile_step(parts: StepParts, mesh: Mesh) -> Callable:
 
 
 def _state(parts: StepParts) -> TrainState:
-    return create_state(init_params(parts.model, rng.key_for(parts.seed, "init")), parts.tx)
+    state = create_state(init_params(parts.model, rng.key_for(parts.seed, "init")), parts.tx)
+    return state if parts.model.options.loops else trunk.written_out(state)
 
 
 def _shapes(parts: StepParts) -> TrainState:

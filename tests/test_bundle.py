@@ -91,7 +91,7 @@ def lost_arrays(bundle):
         (lambda b: edit(b, lambda c: c.update(format="other")), "not a perturbdiff-bundle file"),
         (
             lambda b: edit(b, lambda c: c.update(version=9)),
-            "bundle version 9; this release reads versions 1 to 3",
+            "bundle version 9; this release reads versions 1 to 4",
         ),
         (lambda b: edit(b, lambda c: c.pop("genes")), "damaged, keys missing or unknown: genes"),
         (lambda b: edit(b, lambda c: c.update(gens=[])), "damaged, keys missing or unknown: gens"),

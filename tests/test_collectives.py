@@ -194,7 +194,7 @@ def test_asynchronous_forms_are_counted_once():
 
 # The train step: B sets of S cells and G genes, width D, three layers, two of them in a scan.
 B, S, G, D, LAYERS = 16, 64, 24, 16, 3
-NET = Denoiser(ModelOptions(width=D, depth=LAYERS, heads=2, covariate_width=8), G, 4, 2, 2)
+NET = Denoiser(ModelOptions(width=D, depth=LAYERS, heads=2, covariate_width=8, scan="yes"), G, 4, 2, 2)
 PARTS = StepParts(
     model=NET,
     tx=optimizer(OptimOptions(), 100),

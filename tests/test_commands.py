@@ -87,8 +87,10 @@ def test_wrong_config_files_are_named_with_the_line(tmp_path, monkeypatch, text,
 def test_none_can_be_said_on_the_command_line():
     config, _ = main.parse([CONFIG, "--workdir=x", "--config.data.hvg=None", "--config.data.batch_key=none"])
     assert config.data.hvg is None and config.data.batch_key is None
-    config, workdir = main.parse([CONFIG, "--workdir", "x", "--config.seed", "3", "--config.model.scan"])
-    assert config.seed == 3 and config.model.scan is True and workdir == "x"
+    config, workdir = main.parse(
+        [CONFIG, "--workdir", "x", "--config.seed", "3", "--config.objective.use_mask"]
+    )
+    assert config.seed == 3 and config.objective.use_mask is True and workdir == "x"
 
 
 @pytest.mark.parametrize("run", [main.run, lambda words: cli.run(["train", *words])], ids=["main", "train"])

@@ -1,11 +1,15 @@
 """Freed memory is kept: a second use of as much meets no new page."""
 
+import importlib.metadata
+import importlib.util
 import json
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from perturbdiff_jax import cli, host_memory, main
 
 PAGES = 30_000
 
@@ -42,3 +46,37 @@ def test_what_is_freed_is_used_again():
     assert first > 20 * second
     first, second = pages_met("returned")
     assert second > first / 2
+
+
+@pytest.mark.parametrize(
+    ("chosen", "installed", "told"),
+    [
+        ("cpu", ["jax_plugins"], True),
+        ("cuda", [], False),
+        ("cuda,cpu", [], False),
+        ("", [], True),
+        ("", ["jax_plugins"], False),
+        ("", ["libtpu"], False),
+    ],
+)
+def test_accelerators_are_looked_for_without_starting_jax(monkeypatch, chosen, installed, told):
+    monkeypatch.setenv("JAX_PLATFORMS", chosen)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: ())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in installed else None)
+    assert host_memory.only_cpus() is told
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: ["a plugin"])
+    assert not host_memory.only_cpus()
+
+
+@pytest.mark.parametrize("door", [main.run, cli.run])
+def test_only_a_process_of_its_own_is_prepared(monkeypatch, door):
+    """A caller that hands over arguments keeps its own ways with memory."""
+    words, told = ["train", "--help"] if door is cli.run else ["--help"], []
+    monkeypatch.setattr(host_memory, "only_cpus", lambda: True)
+    monkeypatch.setattr(host_memory, "keep_freed", lambda: told.append(True))
+    door(words)
+    assert not told
+    monkeypatch.setattr(sys, "argv", ["perturbdiff", *words])
+    door()
+    assert told == [True]

@@ -64,7 +64,8 @@ def test_every_config_builds_a_model(config):
         ({"model": {"width": "wide"}}, "config.model.width='wide': must be int"),
         ({"model": {"width": 1.5}}, "config.model.width=1.5: must be int"),
         ({"model": {"width": True}}, "config.model.width=True: must be int"),
-        ({"model": {"scan": 1}}, "config.model.scan=1: must be bool"),
+        ({"objective": {"use_mask": 1}}, "config.objective.use_mask=1: must be bool"),
+        ({"model": {"scan": "maybe"}}, "model.scan='maybe': allowed are yes, no, auto"),
         ({"model": {"width": None}}, "config.model.width=None: must be int"),
         ({"data": {"hvg": "many"}}, "config.data.hvg='many': must be int or none"),
         (

@@ -30,7 +30,7 @@ B, S, G = 8, 4, 10
 
 @functools.cache
 def parts():
-    model = Denoiser(ModelOptions(width=16, depth=2, heads=2, covariate_width=4), G, 4, 2, 2)
+    model = Denoiser(ModelOptions(width=16, depth=2, heads=2, covariate_width=4, scan="yes"), G, 4, 2, 2)
     # Adam divides a gradient by its own size, so that with the usual eps rounding decides the sign of tiny ones.
     optim = OptimOptions(learning_rate=3e-3, warmup_steps=0, eps=1e-3)
     return StepParts(

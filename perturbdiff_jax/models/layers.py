@@ -1,4 +1,4 @@
-"""Layers of the denoiser: time features, modulation, the input layer, self-attention over cells, the MLP.
+"""Layers of the denoiser, with their parameters: time, modulation, the input layer, attention over cells, the MLP.
 
 They know arrays only: no diffusion, no data, and they draw nothing. Initialisers follow method 4: Xavier-uniform
 linears with zero bias, normal(0.02) in the time MLP, zero modulation so that every block starts as the identity.
@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perturbdiff_jax import sharding
+from perturbdiff_jax.models.arithmetic import attention, product, rms_norm, wide
 from perturbdiff_jax.sharding import constrain
 
 XAVIER = nn.initializers.xavier_uniform()
 XAVIER_EACH = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", batch_axis=(0,))
 TIME_FEATURES = 256
-NORM_EPS = 1e-6
 # The released frequencies come from a float32 exponential that is one unit in the last place high at these three
 # of 128 (seen in the recorded features); at t = 999 that is worth 3e-5.
 ONE_UNIT_HIGH = (13, 44, 119)
@@ -32,56 +33,6 @@ def time_features(t: jax.Array) -> jax.Array:
     frequency[high] = np.nextafter(frequency[high], np.float32(np.inf))
     angle = jnp.einsum("...,f->...f", t.astype(jnp.float32), frequency)
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-
-
-def wide(x: jax.Array) -> jax.Array:
-    """`x` as float32.
-
-    What is broadcast over cells is broadcast in float32: its gradient is a sum over cells, in the same precision.
-    """
-    return x.astype(jnp.float32)
-
-
-def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """`x * (1 + scale) + shift`; shift and scale are [B, 1, D] (one per set) or [B, S, D] (one per cell)."""
-    return (wide(x) * (1.0 + wide(scale)) + wide(shift)).astype(x.dtype)
-
-
-def gated(x: jax.Array, gate: jax.Array, change: jax.Array) -> jax.Array:
-    """`x + gate * change`; the gate is [B, 1, D] or [B, S, D]."""
-    return (wide(x) + wide(gate) * wide(change)).astype(x.dtype)
-
-
-def layer_norm(x: jax.Array) -> jax.Array:
-    """Layer norm over features without affine parameters, statistics in float32, eps 1e-6."""
-    centred = wide(x) - wide(x).mean(axis=-1, keepdims=True)
-    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(variance + NORM_EPS)).astype(x.dtype)
-
-
-@jax.custom_vjp
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`x @ kernel` in the dtype of x: [..., I] and float32 [I, ...] to [..., ...].
-
-    The gradient of the kernel is summed in float32, over cells and over devices; the usual rule rounds each device's
-    part to the dtype of x before it is added to those of the others.
-    """
-    return jnp.tensordot(x, kernel.astype(x.dtype), axes=1)
-
-
-def _product_forward(x, kernel):
-    return product(x, kernel), (x, kernel)
-
-
-def _product_backward(kept, g):
-    x, kernel = kept
-    cells, outputs = tuple(range(x.ndim - 1)), tuple(range(x.ndim - 1, g.ndim))
-    kernel_gradient = jnp.tensordot(x, g, axes=(cells, cells), preferred_element_type=jnp.float32)
-    x_gradient = jnp.tensordot(g, kernel.astype(g.dtype), axes=(outputs, tuple(range(1, kernel.ndim))))
-    return x_gradient, kernel_gradient
-
-
-product.defvjp(_product_forward, _product_backward)
 
 
 class Dense(nn.Module):
@@ -197,15 +148,13 @@ class Mlp(nn.Module):
 
 
 class RmsNorm(nn.Module):
-    """`x / sqrt(mean(x^2) + 1e-6) * weight` over the last axis, statistics in float32."""
+    """`rms_norm` with a trained weight, one at first."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., d] to [..., d]."""
         weight = self.param("weight", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
-        scale = jax.lax.rsqrt(jnp.square(wide(x)).mean(axis=-1, keepdims=True) + NORM_EPS)
-        weight = jnp.expand_dims(weight, tuple(range(x.ndim - 1)))
-        return (wide(x) * scale * weight).astype(x.dtype)
+        return rms_norm(x, weight)
 
 
 class CellAttention(nn.Module):
@@ -218,19 +167,12 @@ class CellAttention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, S, E] to [B, S, E]; E is 2D here because both streams share a token."""
         width = x.shape[-1]
-        cut = (3, self.heads, width // self.heads)
-        qkv = Linear(3 * width, dtype=self.dtype, cut=cut, name="qkv")(x)
+        heads = (3, self.heads, width // self.heads)
+        # Features that lie on several devices cannot be cut into heads without moving; there the kernel is cut.
+        cut = heads if sharding.pieces("features") > 1 else (-1,)
+        qkv = Linear(3 * width, dtype=self.dtype, cut=cut, name="qkv")(x).reshape(*x.shape[:-1], *heads)
         qkv = constrain(qkv, "sets", "whole", "whole", "features", "whole")
         # A split, whose derivative is one concatenation, where indexing would pad and add three times.
         q, k, v = (part.squeeze(2) for part in jax.lax.split(qkv, (1, 1, 1), axis=2))
         q, k = RmsNorm(name="q_norm")(q), RmsNorm(name="k_norm")(k)
         return Linear(width, dtype=self.dtype, name="out")(attention(q, k, v).reshape(x.shape))
-
-
-def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """`softmax(q k^T / sqrt(d)) v` of every head, [B, S, H, d] from three of that shape.
-
-    Logits and softmax are float32 whatever the dtype; the weights enter the second product in the dtype of `v`.
-    """
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
-    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)

@@ -13,19 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from perturbdiff_jax.errors import RequestError
+from perturbdiff_jax.models import trunk
+from perturbdiff_jax.models.arithmetic import gated, layer_norm, modulate, wide
 from perturbdiff_jax.models.covariates import CovariateEncoder
-from perturbdiff_jax.models.layers import (
-    CellAttention,
-    CellEmbedder,
-    Linear,
-    Mlp,
-    Modulation,
-    TimeEmbedder,
-    gated,
-    layer_norm,
-    modulate,
-    wide,
-)
+from perturbdiff_jax.models.layers import CellAttention, CellEmbedder, Linear, Mlp, Modulation, TimeEmbedder
 from perturbdiff_jax.sharding import constrain
 
 ANCHORS = ("none", "control", "scaled_control")
@@ -61,9 +52,9 @@ class ModelOptions:
     # What the backward pass computes again instead of keeping it: "none", "full" = everything inside a block, "dots" =
     # all but the outputs of matrix products.
     remat: str = "none"
-    scan: bool = (
-        True  # False writes the blocks out one after the other: compiles longer, parameters are the same
-    )
+    # Blocks in a loop ("yes"), or written out one after the other ("no": compiles longer, quicker on CPUs). "auto" =
+    # yes, but no on CPUs. Parameters are the same.
+    scan: str = "auto"
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -74,7 +65,7 @@ class ModelOptions:
             )
         if self.anchor not in ANCHORS:
             raise RequestError(f"model.anchor={self.anchor!r}: allowed are {', '.join(ANCHORS)}.")
-        for name in ("use_cell_type", "use_batch"):
+        for name in ("use_cell_type", "use_batch", "scan"):
             if getattr(self, name) not in USES:
                 raise RequestError(f"model.{name}={getattr(self, name)!r}: allowed are {', '.join(USES)}.")
         if self.use_perturbation not in USES[:2]:
@@ -87,6 +78,11 @@ class ModelOptions:
             raise RequestError(
                 "model: width, depth, heads, mlp_ratio and covariate_width must be at least 1."
             )
+
+    @property
+    def loops(self) -> bool:
+        """Whether blocks are a loop."""
+        return self.scan == "yes" or (self.scan == "auto" and jax.default_backend() != "cpu")
 
 
 class Block(nn.Module):
@@ -229,20 +225,22 @@ class Denoiser(nn.Module):
 
         arguments = (width, opts.heads, opts.mlp_ratio, opts.norm_of_block_input, dtype)
         policy = REMAT[opts.remat]
-        # Inside a scan nothing can be merged with what is computed again; written out, it has to be prevented.
-        block = nn.remat(Block, prevent_cse=not opts.scan, policy=policy) if policy else Block
+        # Inside a loop nothing can be merged with what is computed again; written out, it has to be prevented.
+        block = nn.remat(Block, prevent_cse=not opts.loops, policy=policy) if policy else Block
         streams = (x, u)
-        if opts.depth > 1:
-            stacked = nn.scan(
+        if opts.depth > 1 and (opts.loops or self.is_initializing()):
+            stack = nn.scan(
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 in_axes=nn.broadcast,
                 length=opts.depth - 1,
-                unroll=1 if opts.scan else opts.depth - 1,
             )
-            streams, _ = stacked(*arguments, name="blocks")(streams, c)
-        # Outside the scan, so that the unused control output of the last block costs nothing.
+            streams, _ = stack(*arguments, name=trunk.NAME)(streams, c)
+        elif opts.depth > 1:
+            for layer in trunk.layers(self.get_variable("params", trunk.NAME)):
+                streams, _ = block(*arguments, parent=None).apply({"params": layer}, streams, c)
+        # By itself, so that the unused control output of the last block costs nothing.
         (x, _), _ = block(*arguments, name="last_block")(streams, c)
         out = Head(width, self.genes, opts.anchor != "none", dtype, name="head")(x, c)
         if opts.anchor != "none":

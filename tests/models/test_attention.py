@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perturbdiff_jax.models.layers import CellAttention, attention
+from perturbdiff_jax.models.arithmetic import attention
+from perturbdiff_jax.models.layers import CellAttention
 
 
 def by_loops(q, k, v):

@@ -30,7 +30,7 @@ def network(genes=1000, width=512, depth=2, **changes):
     options = {name: value for name, value in changes.items() if name in own}
     others = {name: value for name, value in changes.items() if name not in own}
     return Denoiser(
-        options=ModelOptions(width=width, depth=depth, scan=False, **options),
+        options=ModelOptions(width=width, depth=depth, scan="no", **options),
         genes=genes,
         perturbations=5,
         cell_types=3,
