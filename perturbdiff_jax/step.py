@@ -44,6 +44,8 @@ def bind(model: Denoiser, params: dict, perturbation, cell_type, batch, source=N
     Codes are [B] or [B, S], `source` [B] or None; a call with k * B sets (guidance stacks branches) repeats them k
     times.
     """
+    if not model.options.loops:
+        params = trunk.written_out(params)  # here, so that a walk of many passes cuts a stack once
 
     def denoise(xt, t, control, drop, self_condition):
         times = xt.shape[0] // perturbation.shape[0]

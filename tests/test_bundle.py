@@ -56,6 +56,28 @@ def test_other_warnings_of_the_libraries_are_not_hidden(caplog):
     assert [record.getMessage() for record in caplog.records] == ["something else"]
 
 
+@pytest.mark.parametrize(
+    ("version", "model", "remat"),
+    [
+        (3, {"scan": True}, "dots"),
+        (3, {"scan": False}, "dots"),
+        (2, {"scan": True, "remat": True}, "full"),
+        (2, {"scan": True, "remat": False}, "none"),
+    ],
+)
+def test_bundles_of_earlier_versions_are_read(bundle, finished, version, model, remat):
+    """Switches of then are choices now."""
+
+    def age(content):
+        content["settings"]["model"] |= {"remat": "dots"} | model
+        content["version"] = version
+
+    edit(bundle, age)
+    found = load(bundle)
+    assert (found.options.model.scan, found.options.model.remat) == ("auto", remat)
+    jax.tree.map(np.testing.assert_array_equal, found.params, load(finished.workdir).params)
+
+
 def unlink(name):
     return lambda bundle: (bundle / name).unlink()
 

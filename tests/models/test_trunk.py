@@ -1,5 +1,7 @@
 """Blocks stacked and written out: the same values, in checkpoints always the same way."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,9 +17,14 @@ from perturbdiff_jax.state import as_placed, as_stored, create_state, init_param
 OPTIONS = {"width": 8, "depth": 4, "heads": 2, "covariate_width": 4}
 
 
-def state(seed=0):
+@functools.cache
+def drawn():
     model = Denoiser(ModelOptions(**OPTIONS), 5, 3, 2, 2)
-    made = create_state(init_params(model, jax.random.key(seed)), optax.adam(1e-3))
+    return create_state(init_params(model, jax.random.key(0)), optax.adam(1e-3))
+
+
+def state(seed=0):
+    made = drawn()
     leaves, form = jax.tree.flatten(made)
     draws = np.random.default_rng(seed)
     return jax.tree.unflatten(form, [x + draws.normal(size=x.shape).astype(x.dtype) for x in leaves])
@@ -77,9 +84,7 @@ def test_a_checkpoint_is_read_either_way(tmp_path, saved, asked):
 
 
 def test_one_network_reads_both(monkeypatch):
-    params = jax.tree.map(
-        lambda x: x + 0.1, init_params(Denoiser(ModelOptions(**OPTIONS), 5, 3, 2, 2), jax.random.key(1))
-    )
+    params = jax.tree.map(lambda x: x + 0.1, drawn().params)
     draw = np.random.default_rng(0)
     cells = [jnp.float32(draw.gamma(1.0, 0.3, (2, 4, 5))) for _ in range(2)]
     code = jnp.zeros(2, jnp.int32)
