@@ -20,30 +20,14 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from perturbdiff_jax import processes, stored_arrays
+from perturbdiff_jax import checkpoint_folder, processes, stored_arrays
+from perturbdiff_jax.checkpoint_folder import steps_in
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.history import BestMetric, Recall
 from perturbdiff_jax.state import TrainState, as_placed, as_stored, stored_shapes
 from perturbdiff_jax.stored_arrays import Damaged
 
-UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that Orbax has not renamed yet
-REMOVED = "removed-"  # on its way out
 WHICH = ("best", "latest")
-
-
-def last_good(bundle: Path) -> str:
-    """Says which checkpoint a run can go on from."""
-    steps = steps_in(bundle / "checkpoints")
-    return (
-        f"The last good checkpoint is that of step {steps[-1]:,}" if steps else "There is no checkpoint yet"
-    )
-
-
-def steps_in(folder: Path) -> list[int]:
-    """Steps with a checkpoint, ascending; whether they can be read is another question."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal() and entry.is_dir())
 
 
 class Checkpoints:
@@ -59,7 +43,8 @@ class Checkpoints:
             raise RequestError(f"{bundle}: the bundle is incomplete, it holds no checkpoint yet.")
         if not read_only:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._sweep()
+            if processes.leads():
+                checkpoint_folder.sweep(self.path)
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint, None when there is none."""
@@ -255,14 +240,6 @@ class Checkpoints:
         if not processes.leads():
             return
         scored = [step for step in self.ranked("best") if self.best_metric.name in (self.metrics(step) or {})]
-        for step in set(steps_in(self.path)) - {self.latest_step(), *scored[: self._keep]}:
-            # Renamed first: a kill in between must leave nothing that looks like a checkpoint.
-            os.replace(self.path / str(step), self.path / f"{REMOVED}{step}")
-        self._sweep(unfinished=False)
-
-    def _sweep(self, *, unfinished: bool = True) -> None:
-        """Removes what a killed run left behind; `unfinished` saves only while none is under way."""
-        if processes.leads():
-            for entry in self.path.iterdir():
-                if entry.name.startswith(REMOVED) or (unfinished and UNFINISHED in entry.name):
-                    shutil.rmtree(entry, ignore_errors=True)
+        checkpoint_folder.remove(
+            self.path, set(steps_in(self.path)) - {self.latest_step(), *scored[: self._keep]}
+        )

@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from perturbdiff_jax.checkpoint import Checkpoints, last_good
+from perturbdiff_jax.checkpoint import Checkpoints
+from perturbdiff_jax.checkpoint_folder import last_good
 from perturbdiff_jax.errors import RunError, Stopped
 from perturbdiff_jax.history import Recall
 from perturbdiff_jax.interruption import AGAIN, Interruption

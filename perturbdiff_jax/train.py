@@ -12,7 +12,8 @@ import numpy as np
 
 from perturbdiff_jax import processes, sharding
 from perturbdiff_jax.bundle import build_model, write_bundle
-from perturbdiff_jax.checkpoint import Checkpoints, last_good
+from perturbdiff_jax.checkpoint import Checkpoints
+from perturbdiff_jax.checkpoint_folder import last_good
 from perturbdiff_jax.controls import from_store
 from perturbdiff_jax.data.conditions import TEST, VALIDATION
 from perturbdiff_jax.data.loader import SetSource

@@ -19,7 +19,7 @@ import threading
 import orbax.checkpoint as ocp
 from tiny_run import QUICKSTART, flags
 
-from perturbdiff_jax import checkpoint, main, train
+from perturbdiff_jax import checkpoint, checkpoint_folder, main, train
 
 CANNOT = 77  # a moment that this machine has no means for
 SAVE_EVERY = {"sigterm_twice_while_training": 0}  # what is saved there is saved for the signal
@@ -65,12 +65,12 @@ def while_arrays_are_written():
 
 def while_an_old_checkpoint_is_removed():
     def strike(folder, **_):
-        if folder.name.startswith(checkpoint.REMOVED):
+        if folder.name.startswith(checkpoint_folder.REMOVED):
             remove(folder / "train")
             kill()
 
     remove = shutil.rmtree
-    before(checkpoint.shutil, "rmtree", strike)
+    before(checkpoint_folder.shutil, "rmtree", strike)
 
 
 def sigterm_twice_while_training():

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny_run import EVERY, STEPS
 
-from perturbdiff_jax import checkpoint, load, sharding
+from perturbdiff_jax import checkpoint_folder, load, sharding
 from perturbdiff_jax.checkpoint import Checkpoints
 from perturbdiff_jax.errors import RequestError, RunError, full_disk_told
 from perturbdiff_jax.history import BestMetric, Recall
@@ -292,7 +292,7 @@ def test_a_removal_that_is_broken_off_leaves_nothing_that_looks_like_a_checkpoin
 
     saved(tmp_path, {2: 0.3, 4: 0.5})
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.shutil, "rmtree", killed)
+        patch.setattr(checkpoint_folder.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             saved(tmp_path, {6: 0.1}, keep=1)
     assert left(tmp_path) == ["2", "6", "removed-4"] or left(tmp_path) == ["6", "removed-2", "removed-4"]

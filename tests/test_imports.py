@@ -16,6 +16,7 @@ FLOORS = (
         "rng",
         "sharding",
         "processes",
+        "checkpoint_folder",
         "host_memory",
         "interruption",
         "run_lock",
