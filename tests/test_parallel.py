@@ -29,9 +29,9 @@ MESHES = {
 }
 
 
-def parts(accumulate=1, sources=0, per="batch", **model):
+def parts(accumulate=1, sources=0, per="batch", absent="zero", **model):
     # Adam divides a gradient by its own size, so that with the usual eps rounding decides the sign of tiny ones.
-    optim = OptimOptions(learning_rate=3e-3, warmup_steps=0, eps=1e-3)
+    optim = OptimOptions(learning_rate=3e-3, warmup_steps=0, eps=1e-3, absent=absent)
     return StepParts(
         model=Denoiser(ModelOptions(**MODEL | model), G, 4, 2, 2, sources=sources),
         tx=optimizer(optim, 100),
@@ -97,6 +97,10 @@ def test_several_sources_and_a_batch_for_every_cell_as_well():
 @pytest.mark.parametrize("changed", [{"scan": "no"}, {"remat": "full"}, {"remat": "dots", "scan": "no"}])
 def test_how_the_stack_is_compiled_changes_no_number(changed):
     assert_same(alone(), trained(devices=1, **changed))
+
+
+def test_absent_parameters_are_skipped_in_either_layout():
+    assert_same(trained(devices=1, absent="skip"), trained(devices=1, absent="skip", scan="no"))
 
 
 def test_blocks_written_out_are_cut_like_the_loop_over_them():

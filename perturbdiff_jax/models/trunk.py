@@ -16,32 +16,47 @@ from jax.sharding import NamedSharding, PartitionSpec
 NAME = "blocks"
 
 
-def layers(blocks: dict) -> list[dict]:
-    """The parameters of each layer, from either kind."""
+def layers(blocks: dict, count: int | None = None) -> list[dict]:
+    """The leaves of each layer, from either kind. A number without axes belongs to every layer.
+
+    `count` is the number of layers, for a stack of nothing but such numbers.
+    """
     if _is_written_out(blocks):
         return [blocks[str(number)] for number in range(len(blocks))]
-    count = jax.tree.leaves(blocks)[0].shape[0]
-    return [jax.tree.map(lambda leaf, i=number: leaf[i], blocks) for number in range(count)]
+    count = count or _count(blocks)
+    return [
+        jax.tree.map(lambda leaf, i=number: leaf[i] if leaf.ndim else leaf, blocks) for number in range(count)
+    ]
 
 
 def written_out(tree: Any) -> Any:
     """The tree with a tree for each layer."""
-    return _mapped(lambda blocks: {str(i): layer for i, layer in enumerate(layers(blocks))}, tree)
+    if is_written_out(tree):
+        return tree
+    found = []
+    _mapped(lambda blocks: found.append(_count(blocks)), tree)
+    count = max(found, default=0)
+    return _mapped(lambda blocks: {str(i): layer for i, layer in enumerate(layers(blocks, count))}, tree)
 
 
 def stacked(tree: Any) -> Any:
     """The tree with leaves [L, ...]."""
-    return _mapped(lambda blocks: jax.tree.map(lambda *each: jnp.stack(each), *layers(blocks)), tree)
+
+    def stack(first, *rest):
+        return jnp.stack([first, *rest]) if first.ndim else first
+
+    return _mapped(lambda blocks: jax.tree.map(stack, *layers(blocks)), tree)
 
 
 def stacked_shapes(tree: Any) -> Any:
     """Shapes and, where leaves have one, shardings of `stacked`: the new axis is whole."""
 
     def stack(first, *rest):
-        sharding = first.sharding
-        if isinstance(sharding, NamedSharding):
-            sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
-        shape = (1 + len(rest), *first.shape)
+        sharding, shape = first.sharding, first.shape
+        if shape:
+            shape = (1 + len(rest), *shape)
+            if isinstance(sharding, NamedSharding):
+                sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
         return jax.ShapeDtypeStruct(shape, first.dtype, sharding=sharding)
 
     return _mapped(lambda blocks: jax.tree.map(stack, *layers(blocks)), tree)
@@ -52,6 +67,10 @@ def is_written_out(tree: Any) -> bool:
     found = []
     _mapped(lambda blocks: found.append(_is_written_out(blocks)), tree)
     return any(found)
+
+
+def _count(blocks: dict) -> int:
+    return max((leaf.shape[0] for leaf in jax.tree.leaves(blocks) if leaf.ndim), default=0)
 
 
 def _is_written_out(blocks: dict) -> bool:

@@ -5,29 +5,37 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from perturbdiff_jax import sharding
 from perturbdiff_jax.checkpoint import Checkpoints
 from perturbdiff_jax.models import trunk
 from perturbdiff_jax.models.mmdit import Denoiser, ModelOptions
+from perturbdiff_jax.optim import OptimOptions, optimizer
 from perturbdiff_jax.state import as_placed, as_stored, create_state, init_params, stored_shapes
 
 OPTIONS = {"width": 8, "depth": 4, "heads": 2, "covariate_width": 4}
 
 
 @functools.cache
-def drawn():
+def drawn(absent="zero"):
     model = Denoiser(ModelOptions(**OPTIONS), 5, 3, 2, 2)
-    return create_state(init_params(model, jax.random.key(0)), optax.adam(1e-3))
+    tx = optimizer(OptimOptions(absent=absent), 10)
+    return create_state(init_params(model, jax.random.key(0)), tx)
 
 
-def state(seed=0):
-    made = drawn()
+def state(seed=0, absent="zero"):
+    made = drawn(absent)
     leaves, form = jax.tree.flatten(made)
     draws = np.random.default_rng(seed)
     return jax.tree.unflatten(form, [x + draws.normal(size=x.shape).astype(x.dtype) for x in leaves])
+
+
+def adam(state):
+    def holds(node):
+        return hasattr(node, "nu")
+
+    return next(filter(holds, jax.tree.leaves(state.opt_state, is_leaf=holds)))
 
 
 def assert_equal(one, other):
@@ -39,15 +47,28 @@ def test_layers_come_apart_and_together_again():
     apart = trunk.written_out(stacked)
     assert set(apart.params["blocks"]) == {"0", "1", "2"} and trunk.is_written_out(apart)
     assert not trunk.is_written_out(stacked)
-    for tree, whole in ((apart.params, stacked.params), (apart.opt_state[0].nu, stacked.opt_state[0].nu)):
+    for tree, whole in ((apart.params, stacked.params), (adam(apart).nu, adam(stacked).nu)):
         for number in range(3):
             assert_equal(tree["blocks"][str(number)], jax.tree.map(lambda x, i=number: x[i], whole["blocks"]))
     assert_equal(trunk.stacked(apart), stacked)
     assert_equal(trunk.layers(apart.ema["blocks"]), trunk.layers(stacked.ema["blocks"]))
 
 
+def test_counts_without_axes_belong_to_every_layer():
+    """The optimizer that skips absent parameters counts the steps of each: a number for a whole stack."""
+    stacked = state(absent="skip")
+    apart = trunk.written_out(stacked)
+    taken = adam(stacked).taken["blocks"]["mlp_x"]["out"]["linear"]["bias"]
+    for number in range(3):
+        found = adam(apart).taken["blocks"][str(number)]["mlp_x"]["out"]["linear"]["bias"]
+        assert found.shape == () and found == taken
+    assert_equal(trunk.stacked(apart), stacked)
+    told = stored_shapes(apart)
+    jax.tree.map(lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)), told, stacked)
+
+
 def test_ten_layers_keep_their_order():
-    blocks = {"w": jnp.arange(12.0)}
+    blocks = {"w": jnp.arange(12.0)[:, None]}
     apart = trunk.written_out({"blocks": blocks})
     assert_equal(trunk.stacked(apart)["blocks"], blocks)
 
