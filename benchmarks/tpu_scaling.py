@@ -109,9 +109,8 @@ def tables(rows: list[dict]) -> str:
         of_form = {kind: one for (kind, name), one in found.items() if name == form}
         texts += [_weak_table(form, of_form)] if of_form else []
     finetuning = {kind: one for (kind, form), one in found.items() if form == "finetuning"}
-    with_one_set = {
-        kind: one for kind, one in finetuning.items() if one.small
-    }  # the others are not known at 1 set
+    # The others were not compiled with one set for each chip.
+    with_one_set = {kind: one for kind, one in finetuning.items() if one.small}
     texts += [_strong_table(with_one_set, 512)] if with_one_set else []
     return "\n\n".join([*texts, *([_limit_table(finetuning)] if finetuning else [])])
 
