@@ -250,9 +250,14 @@ def moved(found, **wanted):
 
 
 def test_data_parallel_sums_gradients_and_nothing_else():
-    """Every parameter once, but for the last control MLP and the zero half of the control embedder; some scalars."""
+    """Every parameter once and some scalars, but nothing that no loss depends on.
+
+    That is the last block's control stream (its MLP, its half of the attention's output) and the control embedder's
+    zero half.
+    """
     found = found_in_step(packed=True)
     unused = sum(leaf.size for leaf in jax.tree.leaves(state().params["last_block"]["mlp_u"])) + G * D
+    unused += 2 * D * D + D
     expected = parameter_bytes() - unused * F32
     assert {one.kind for one in found} == {"all-reduce"} and {one.group for one in found} == {8}
     assert expected <= moved(found) <= expected + 64 * F32

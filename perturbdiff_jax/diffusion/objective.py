@@ -2,8 +2,9 @@
 
     loss = mse_weight * mean((x0 - x0_hat)^2) + mmd_weight * energy(x0, x0_hat)
 
-Knows no network, only `denoise(xt, t, control, drop, self_condition) -> x0_hat`. `set_losses` returns one value per
-set; only `training_loss` reduces, in float32.
+Knows no network, only `denoise(xt, t, control, drop, self_condition, fed_back) -> x0_hat`, with the last a bool scalar
+that is False when `self_condition` is all zeros. `set_losses` returns one value per set; only `training_loss` reduces,
+in float32.
 """
 
 import dataclasses
@@ -95,16 +96,17 @@ def set_losses(
     """
     xt = q_sample(schedule, x0, draws.t, draws.eps)
     control = jnp.where(draws.drop_control[:, None, None], 0.0, control)
-    previous = None
+    previous, fed_back = None, True
     if options.self_condition > 0:
+        fed_back = draws.self_condition.any()
 
         def first_pass():
-            estimate = denoise(xt, draws.t, control, draws.drop, None)  # zeros, not multiplied
+            estimate = denoise(xt, draws.t, control, draws.drop, None, True)  # zeros, not multiplied
             return jnp.where(draws.self_condition[:, None, None], jax.lax.stop_gradient(estimate), 0.0)
 
         # One coin for the batch skips the pass altogether when no set asked for it.
-        previous = jax.lax.cond(draws.self_condition.any(), first_pass, lambda: jnp.zeros_like(xt))
-    estimate = denoise(xt, draws.t, control, draws.drop, previous).astype(jnp.float32)
+        previous = jax.lax.cond(fed_back, first_pass, lambda: jnp.zeros_like(xt))
+    estimate = denoise(xt, draws.t, control, draws.drop, previous, fed_back).astype(jnp.float32)
 
     weight = mask.astype(jnp.float32) if options.use_mask else jnp.ones_like(mask, jnp.float32)
     squared = jnp.square(estimate - x0).mean(axis=-1)

@@ -106,10 +106,39 @@ def _product_backward(kept, g):
 product.defvjp(_product_forward, _product_backward)
 
 
+@jax.custom_vjp
 def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """`softmax(q k^T / sqrt(d)) v` of every head, [B, S, H, d] from three of that shape.
+    """`softmax(q k^T / sqrt(d)) v` of every head, [B, H, S, d] from three of that shape.
 
-    Logits and softmax are float32 whatever the dtype; the weights enter the second product in the dtype of `v`.
+    Logits, softmax and sums are float32 whatever the dtype; the weights enter the second product in the dtype of `v`
+    and are divided by their sum after it. The derivative is written down: where a derived one adds up S x S numbers,
+    the output tells the same from S x d.
     """
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
-    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)
+    return _attention_forward(q, k, v)[0]
+
+
+def _attention_forward(q, k, v):
+    logits = _each_head(q, k, 3, 3) / q.shape[-1] ** 0.5
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    inverse = 1.0 / weights.sum(axis=-1, keepdims=True)
+    out = (_each_head(weights.astype(v.dtype), v, 3, 2) * inverse).astype(v.dtype)
+    return out, (q, k, v, weights, inverse, out)
+
+
+def _attention_backward(kept, g):
+    q, k, v, weights, inverse, out = kept
+    along = (wide(g) * wide(out)).sum(axis=-1, keepdims=True) * inverse
+    g = (wide(g) * inverse).astype(g.dtype)
+    logits = weights * (_each_head(g, v, 3, 3) - along) / q.shape[-1] ** 0.5
+    logits, weights = logits.astype(q.dtype), weights.astype(g.dtype)
+    pairs = ((logits, k, 3, 2), (logits, q, 2, 2), (weights, g, 2, 2))
+    return tuple(_each_head(*pair).astype(q.dtype) for pair in pairs)
+
+
+def _each_head(a, b, i, j):
+    """Float32 product over axis i of `a` and j of `b`, for every set and head by itself."""
+    axes = (((i,), (j,)), ((0, 1), (0, 1)))
+    return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
+
+
+attention.defvjp(_attention_forward, _attention_backward)

@@ -45,12 +45,14 @@ class Dense(nn.Module):
     kernel_init: nn.initializers.Initializer
     dtype: jnp.dtype
     cut: tuple[int, ...] = (-1,)
+    used: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [..., in] to [..., features], or [..., *cut]."""
+        """Maps [..., in] to [..., features], [..., used] or [..., *cut]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
+        kernel, bias = kernel[:, : self.used], bias[: self.used]
         bias = jnp.expand_dims(bias.reshape(self.cut), tuple(range(x.ndim - 1)))
         out = product(x.astype(self.dtype), kernel.reshape(-1, *self.cut) if len(self.cut) > 1 else kernel)
         return (wide(out) + bias).astype(self.dtype)
@@ -63,12 +65,13 @@ class Linear(nn.Module):
     zero: bool = False
     dtype: jnp.dtype = jnp.float32
     cut: tuple[int, ...] = (-1,)
+    used: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [..., in] to [..., features], or [..., *cut]."""
+        """Maps [..., in] to [..., features], [..., used] or [..., *cut]."""
         kernel_init = nn.initializers.zeros_init() if self.zero else XAVIER
-        return Dense(self.features, kernel_init, self.dtype, self.cut, name="linear")(x)
+        return Dense(self.features, kernel_init, self.dtype, self.cut, self.used, name="linear")(x)
 
 
 class Modulation(nn.Module):
@@ -98,9 +101,16 @@ class CellEmbedder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, second: jax.Array | None = None, source: jax.Array | None = None
+        self,
+        x: jax.Array,
+        second: jax.Array | None = None,
+        source: jax.Array | None = None,
+        filled: jax.Array | bool = True,
     ) -> jax.Array:
-        """Maps x [B, S, G] (second [B, S, G], source [B] int) to tokens [B, S, D]."""
+        """Maps x [B, S, G] (second [B, S, G], source [B] int) to tokens [B, S, D].
+
+        A scalar `filled` that is False says, while the program runs, that `second` is all zeros.
+        """
         genes = x.shape[-1]
         zeros = nn.initializers.zeros_init()
         if self.sources:
@@ -114,7 +124,14 @@ class CellEmbedder(nn.Module):
             multiply = product
         out = multiply(x.astype(self.dtype), kernel[..., :genes, :])
         if second is not None:
-            out = out + multiply(second.astype(self.dtype), kernel[..., genes:, :])
+
+            def product_of_second():
+                return multiply(second.astype(self.dtype), kernel[..., genes:, :])
+
+            if filled is not True:
+                out = out + jax.lax.cond(filled, product_of_second, lambda: jnp.zeros_like(out))
+            else:
+                out = out + product_of_second()
         return (wide(out) + bias).astype(self.dtype)
 
 
@@ -162,17 +179,20 @@ class CellAttention(nn.Module):
 
     heads: int
     dtype: jnp.dtype = jnp.float32
+    used: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [B, S, E] to [B, S, E]; E is 2D here because both streams share a token."""
+        """Maps [B, S, E] to [B, S, E] or [B, S, used]; E is 2D here because both streams share a token."""
         width = x.shape[-1]
         heads = (3, self.heads, width // self.heads)
         # Features that lie on several devices cannot be cut into heads without moving; there the kernel is cut.
         cut = heads if sharding.pieces("features") > 1 else (-1,)
         qkv = Linear(3 * width, dtype=self.dtype, cut=cut, name="qkv")(x).reshape(*x.shape[:-1], *heads)
         qkv = constrain(qkv, "sets", "whole", "whole", "features", "whole")
-        # A split, whose derivative is one concatenation, where indexing would pad and add three times.
-        q, k, v = (part.squeeze(2) for part in jax.lax.split(qkv, (1, 1, 1), axis=2))
+        # Heads before cells, as their products want them. A split's derivative is one concatenation, where indexing
+        # would pad and add three times.
+        q, k, v = (part.squeeze(0) for part in jax.lax.split(qkv.transpose(2, 0, 3, 1, 4), (1, 1, 1), axis=0))
         q, k = RmsNorm(name="q_norm")(q), RmsNorm(name="k_norm")(k)
-        return Linear(width, dtype=self.dtype, name="out")(attention(q, k, v).reshape(x.shape))
+        attended = jnp.swapaxes(attention(q, k, v), 1, 2).reshape(x.shape)
+        return Linear(width, dtype=self.dtype, used=self.used, name="out")(attended)

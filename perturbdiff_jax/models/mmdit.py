@@ -2,8 +2,7 @@
 
 Two streams, perturbed `x` and control `u`, share one self-attention: cell i of both is one token of width 2D. Time
 and covariates enter as modulation only. The module knows no diffusion: how `xt` was made and what is done with the
-estimate is diffusion/'s business. The released network's unused parts (control head) do not exist; the last
-block's control output is unused, so the compiler drops its control MLP.
+estimate is diffusion/'s business. The released network's unused parts (control head) do not exist.
 """
 
 import dataclasses
@@ -12,11 +11,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from perturbdiff_jax import sharding
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.models import trunk
-from perturbdiff_jax.models.arithmetic import gated, layer_norm, modulate, wide
+from perturbdiff_jax.models.arithmetic import wide
+from perturbdiff_jax.models.block import Block, Head
 from perturbdiff_jax.models.covariates import CovariateEncoder
-from perturbdiff_jax.models.layers import CellAttention, CellEmbedder, Linear, Mlp, Modulation, TimeEmbedder
+from perturbdiff_jax.models.layers import CellEmbedder, Linear, Modulation, TimeEmbedder
 from perturbdiff_jax.sharding import constrain
 
 ANCHORS = ("none", "control", "scaled_control")
@@ -85,59 +86,6 @@ class ModelOptions:
         return self.scan == "yes" or (self.scan == "auto" and jax.default_backend() != "cpu")
 
 
-class Block(nn.Module):
-    """One MM-DiT block on (x, u); both sublayers read the norm of the block's input, as released."""
-
-    width: int
-    heads: int
-    mlp_ratio: int
-    norm_of_block_input: bool
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, streams: tuple[jax.Array, jax.Array], c: jax.Array):
-        """Maps ((x, u) [B, S, D] each, c [B, 1 or S, D]) to the next (x, u); second value None (for scan)."""
-        x, u = streams
-        parts = [
-            Modulation(self.width, 6, dtype=self.dtype, name=name)(c) for name in ("modulate_x", "modulate_u")
-        ]
-        normed = [layer_norm(x), layer_norm(u)]
-        joint = jnp.concatenate([modulate(n, p[0], p[1]) for n, p in zip(normed, parts)], axis=-1)
-        attended = CellAttention(self.heads, dtype=self.dtype, name="attention")(joint)
-        out = []
-        for stream, norm, part, delta, name in zip(
-            (x, u), normed, parts, jnp.split(attended, 2, axis=-1), ("mlp_x", "mlp_u")
-        ):
-            stream = gated(stream, part[2], delta)
-            if not self.norm_of_block_input:
-                norm = layer_norm(stream)
-            mlp = Mlp(self.width, self.mlp_ratio, dtype=self.dtype, name=name)
-            stream = gated(stream, part[5], mlp(modulate(norm, part[3], part[4])))
-            out.append(constrain(stream, "sets", "whole", "whole"))
-        return tuple(out), None
-
-
-class Head(nn.Module):
-    """`mod(LN(x))` -> Linear(D, G).
-
-    The released linear is not zeroed because x0 is read through a ReLU. With an anchor it is: the untrained network
-    then returns the control cells.
-    """
-
-    width: int
-    genes: int
-    zero: bool
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
-        """Maps x [B, S, D] to expression before the ReLU [B, S, G], float32."""
-        shift, scale = Modulation(self.width, 2, dtype=self.dtype, name="modulate")(c)
-        normed = modulate(layer_norm(x), shift, scale)
-        out = Linear(self.genes, zero=self.zero, dtype=self.dtype, name="out")(normed).astype(jnp.float32)
-        return constrain(out, "sets", "whole", "features")
-
-
 class Denoiser(nn.Module):
     """x0 estimate of a set of noisy cells given time, control cells and covariates.
 
@@ -173,6 +121,7 @@ class Denoiser(nn.Module):
         drop: jax.Array | bool = False,
         self_condition: jax.Array | None = None,
         source: jax.Array | None = None,
+        fed_back: jax.Array | bool = True,
     ) -> jax.Array:
         """One pass of the network.
 
@@ -184,6 +133,7 @@ class Denoiser(nn.Module):
           drop: bool or [B] bool; True replaces the covariate embedding by the learned null vector (unconditional).
           self_condition: [B, S, G] previous x0 estimate, None for zeros.
           source: [B] int code of the source of each set; None is source 0.
+          fed_back: bool scalar; False says that `self_condition` is all zeros, and one device need not multiply it.
 
         Returns:
           [B, S, G] float32 estimate of x0, not negative.
@@ -193,7 +143,11 @@ class Denoiser(nn.Module):
         width = opts.width
         gene_vector = self.param("gene_vector", nn.initializers.normal(1.0), (width,), jnp.float32)
         source = jnp.zeros_like(t) if source is None else source
-        x = CellEmbedder(width, self.sources, dtype, name="embed_perturbed")(xt, self_condition, source)
+        # Of many sets on many devices some were always fed back, and sums over devices are better not in a branch.
+        fed_back = fed_back if sharding.pieces("sets") == 1 else True
+        x = CellEmbedder(width, self.sources, dtype, name="embed_perturbed")(
+            xt, self_condition, source, fed_back
+        )
         u = CellEmbedder(width, self.sources, dtype, name="embed_control")(control, None, source)
         x, u = (
             constrain((wide(tokens) + gene_vector[None, None]).astype(dtype), "sets", "whole", "whole")
@@ -240,8 +194,7 @@ class Denoiser(nn.Module):
         elif opts.depth > 1:
             for layer in trunk.layers(self.get_variable("params", trunk.NAME)):
                 streams, _ = block(*arguments, parent=None).apply({"params": layer}, streams, c)
-        # By itself, so that the unused control output of the last block costs nothing.
-        (x, _), _ = block(*arguments, name="last_block")(streams, c)
+        (x, _), _ = block(*arguments, last=True, name="last_block")(streams, c)
         out = Head(width, self.genes, opts.anchor != "none", dtype, name="head")(x, c)
         if opts.anchor != "none":
             kept = control.astype(jnp.float32)

@@ -31,7 +31,7 @@ def draws(**given):
     return Draws(**base | given)
 
 
-def constant(xt, t, control, drop, previous):
+def constant(xt, *_):
     return jnp.full_like(xt, 0.5)
 
 
@@ -65,7 +65,7 @@ def test_masked_cells_do_not_count_unless_asked(cells):
 
 def test_no_gradient_through_the_first_pass(cells):
     def denoise(weight):
-        return lambda xt, t, control, drop, previous: weight * xt + (0.0 if previous is None else previous)
+        return lambda xt, t, control, drop, previous, _: weight * xt + (0.0 if previous is None else previous)
 
     def loss(weight, **given):
         return losses(denoise(weight), cells, **given)[0].sum()
@@ -79,7 +79,7 @@ def test_no_gradient_through_the_first_pass(cells):
 
 
 def test_self_conditioning_reaches_only_the_sets_that_asked(cells):
-    def denoise(xt, t, control, drop, previous):
+    def denoise(xt, t, control, drop, previous, fed_back):
         return (jnp.zeros_like(xt) if previous is None else previous) + 1.0
 
     mse, _ = losses(denoise, cells, self_condition=jnp.array([True, False, False]))

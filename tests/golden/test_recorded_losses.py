@@ -44,8 +44,8 @@ def test_training_loss(case, variant):
     coins = {name: recorded[name] for name in ("self_cond", "drop_control")}
     draws = network.draws(recorded["t"], recorded["noise"], drop=recorded["drop_cond"], **coins)
     mse, energy, (last, estimate) = network.losses(case.inputs["x_start"], case.inputs["control"], draws)
-    xt, t, control, drop, previous = last
-    assert recorded["n_model_calls"] == 1 + bool(recorded["self_cond"])
+    xt, t, control, drop, previous, fed_back = last
+    assert recorded["n_model_calls"] == 1 + bool(recorded["self_cond"]) == 1 + bool(fed_back)
     np.testing.assert_array_equal(t, recorded["t"])
     np.testing.assert_array_equal(drop, bool(recorded["drop_cond"]))
     agree("loss: noised cells", case.name, xt, recorded["x_t"], atol=1e-6)  # float64 there

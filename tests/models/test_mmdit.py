@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from perturbdiff_jax.errors import RequestError
+from perturbdiff_jax.models.block import Block
 from perturbdiff_jax.models.layers import time_features
 from perturbdiff_jax.models.mmdit import Denoiser, ModelOptions
 from perturbdiff_jax.state import count_parameters, init_params
@@ -62,8 +63,6 @@ def test_joint_permutation_of_cells(inputs):
 
 
 def test_scan_equals_a_written_out_stack(inputs):
-    from perturbdiff_jax.models.mmdit import Block
-
     model = build(depth=4)
     params = randomised(model)
     stacked = params["params"]["blocks"]
@@ -121,6 +120,35 @@ def test_missing_self_condition_equals_zeros(inputs):
         apply(model, params, *inputs), apply(model, params, *inputs, False, zeros), atol=1e-6
     )
     assert not np.allclose(apply(model, params, *inputs), apply(model, params, *inputs, False, zeros + 1.0))
+
+
+def test_what_was_not_fed_back_is_not_multiplied(inputs):
+    model = build()
+    params = randomised(model)
+    second = jnp.ones((B, S, G))
+    without, fed = apply(model, params, *inputs), apply(model, params, *inputs, False, second)
+    for flag, want in ((False, without), (True, fed)):
+        got = apply(model, params, *inputs, False, second, None, jnp.array(flag))
+        np.testing.assert_allclose(got, want, atol=1e-6)
+    kernel = jax.grad(lambda p: apply(model, p, *inputs, False, second, None, jnp.array(False)).sum())(params)
+    kernel = kernel["params"]["embed_perturbed"]["kernel"]
+    assert (kernel[G:] == 0).all() and (kernel[:G] != 0).any()
+
+
+def test_the_last_block_leaves_out_the_control_stream_that_nobody_reads(inputs):
+    rng = np.random.default_rng(1)
+    streams = tuple(jnp.float32(rng.normal(size=(B, S, 16))) for _ in range(2))
+    c = jnp.float32(rng.normal(size=(B, 1, 16)))
+    model = build()
+    params = {"params": randomised(model)["params"]["last_block"]}
+    (whole, _), _ = Block(16, 4, 4, True, jnp.float32).apply(params, streams, c)
+    (last, nothing), _ = Block(16, 4, 4, True, jnp.float32, last=True).apply(params, streams, c)
+    np.testing.assert_allclose(last, whole, atol=1e-6)
+    assert nothing is None
+    gradient = jax.grad(lambda p: apply(model, p, *inputs).sum())(randomised(model))["params"]["last_block"]
+    assert not any(leaf.any() for leaf in jax.tree.leaves(gradient["mlp_u"]))
+    kernel = gradient["attention"]["out"]["linear"]["kernel"]
+    assert (kernel[:, :16] != 0).any() and (kernel[:, 16:] == 0).all()
 
 
 def test_untrained_anchors_return_the_control_cells_moved_by_one_projection(inputs):
