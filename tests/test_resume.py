@@ -8,31 +8,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from tiny_run import EVERY, QUICKSTART, STEPS, flags, read_log, said, tiny_config
+from tiny_run import EVERY, QUICKSTART, STEPS, flags, read_log, said, state_of, tiny_config
 
 from perturbdiff_jax import main, sharding, train, validation
-from perturbdiff_jax.bundle import build_model
-from perturbdiff_jax.checkpoint import Checkpoints
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import RequestError, RunError
-from perturbdiff_jax.optim import optimizer
-from perturbdiff_jax.run_setup import describe, settle
+from perturbdiff_jax.run_setup import settle
 from perturbdiff_jax.settings import from_config
-from perturbdiff_jax.state import create_state, init_params
-
-
-def state_of(workdir, step):
-    """(everything that Orbax keeps at `step`, the best step)."""
-    store = Store.open(workdir / "store")
-    settings = settle(from_config(tiny_config()), store)
-    model = build_model(describe(settings, store), settings.model)
-    like = jax.eval_shape(
-        lambda: create_state(init_params(model, jax.random.key(0)), optimizer(settings.optim, STEPS))
-    )
-    checkpoints = Checkpoints(workdir / "bundle", metric="energy", mode="min", keep=2, read_only=True)
-    state, best = checkpoints.restore(step, like), checkpoints.best_step()
-    checkpoints.close()
-    return state, best
 
 
 @pytest.fixture(scope="module")

@@ -84,3 +84,27 @@ def said(run, *arguments):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run([str(word) for word in arguments])
     return code, out.getvalue(), err.getvalue()
+
+
+def state_of(workdir, step, **changes):
+    """(everything that Orbax keeps at `step`, the best step) of a run with `tiny_config(**changes)`."""
+    import jax
+
+    from perturbdiff_jax.bundle import build_model
+    from perturbdiff_jax.checkpoint import Checkpoints
+    from perturbdiff_jax.data.store import Store
+    from perturbdiff_jax.optim import optimizer
+    from perturbdiff_jax.run_setup import describe, settle
+    from perturbdiff_jax.settings import from_config
+    from perturbdiff_jax.state import create_state, init_params
+
+    store = Store.open(workdir / "store")
+    settings = settle(from_config(tiny_config(**changes)), store)
+    model = build_model(describe(settings, store), settings.model)
+    like = jax.eval_shape(
+        lambda: create_state(init_params(model, jax.random.key(0)), optimizer(settings.optim, STEPS))
+    )
+    checkpoints = Checkpoints(workdir / "bundle", metric="energy", mode="min", keep=2, read_only=True)
+    state, best = checkpoints.restore(step, like), checkpoints.best_step()
+    checkpoints.close()
+    return state, best
