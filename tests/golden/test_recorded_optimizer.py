@@ -2,8 +2,9 @@
 
 Step 1 has covariates and self-conditioning, step 2 drops the covariates (and in case3 holds two of the four sources),
 step 3 has covariates again. Adam divides a gradient by its own size: an entry whose gradient is no larger than its
-rounding (or than eps, 1e-8) moves by any share of the rate, there as here. 5 of 564,724 (case1) and of 131,952 (case3)
-entries are more than 5 % of the rate apart; bulk figures hold for every parameter.
+rounding (or than eps, 1e-8) moves by any share of the rate, either way, there as here: two such can be two rates apart. 5
+of 564,724 (case1) and of 131,952 (case3) entries are more than 5 % of the rate apart; bulk figures hold for every
+parameter.
 """
 
 import jax
@@ -65,7 +66,7 @@ def compare(quantity, case, ours, recorded):
     together = [
         np.concatenate([tree[name].ravel() for name in sorted(names)]) for tree in (ours, recorded, start)
     ]
-    agree(f"{quantity}, largest entry", case.name, *together[:2], atol=RATE)
+    agree(f"{quantity}, largest entry", case.name, *together[:2], atol=2 * RATE)
     far = f"{quantity}, entries over 5 % of the rate apart"
     agree_mostly(far, case.name, *together[:2], atol=ENTRY, share=1e-4)
     moved, change = together[0] - together[2], together[1] - together[2]
