@@ -2,8 +2,8 @@
 
 Step 1 has covariates and self-conditioning, step 2 drops the covariates (and in case3 holds two of the four sources),
 step 3 has covariates again. Adam divides a gradient by its own size: an entry whose gradient is no larger than its
-rounding (or than eps, 1e-8) moves by any share of the rate, either way, there as here: two such can be two rates apart. 5
-of 564,724 (case1) and of 131,952 (case3) entries are more than 5 % of the rate apart; bulk figures hold for every
+rounding (or than eps, 1e-8) moves by any share of the rate, either way, there as here: two such can be two rates apart.
+5 of 564,724 (case1) and of 131,952 (case3) entries are more than 5 % of the rate apart; bulk figures hold for every
 parameter.
 """
 
