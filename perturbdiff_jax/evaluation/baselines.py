@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from perturbdiff_jax.evaluation.contexts import Context, Prediction, as_cells, resample
+from perturbdiff_jax.evaluation.linear import Linear
 from perturbdiff_jax.evaluation.metrics import mean_of
 
 TRAINED_BASELINES = (
@@ -23,6 +24,7 @@ TRAINED_BASELINES = (
     "context mean + mean delta",
     "control cells + mean delta",
     "ridge",
+    "linear",
 )
 RIDGE_PENALTY = 1.0
 _BLOCK = 65_536  # cells read from the store at once
@@ -62,6 +64,12 @@ class Training:
             if group.perturbation == perturbation and not group.is_control
         ]
         return np.mean(shifts, axis=0) if shifts else None
+
+    def linear(self, genes: tuple[str, ...]) -> Linear | None:
+        """The rival "linear" of these groups: their mean cells as pseudobulks, their mean shifts to fit."""
+        names = sorted({group.perturbation for group in self.groups if not group.is_control})
+        shifts = {name: self.mean_delta(name) for name in names}
+        return Linear.fit(np.stack([group.mean for group in self.groups]), shifts, genes)
 
 
 def training_of(store, genes: Iterable[str]) -> Training:
@@ -177,14 +185,15 @@ def _shifted(context: Context, training: Training, rng: np.random.Generator) -> 
 
 
 def trained_baselines(
-    context: Context, training: Training, ridge: Ridge, rng: np.random.Generator
+    context: Context, training: Training, ridge: Ridge, linear: Linear | None, rng: np.random.Generator
 ) -> Iterator[tuple[str, Prediction]]:
     """(name, prediction) of every baseline that learns from the training groups, as many cells as real ones.
 
     The four means (point masses: copies of one mean training cell): of the perturbation, the cell type, the
     batch, overall. "context mean + mean delta": the mean control cell of the test context plus the average
     training shift of the perturbation. "control cells + mean delta": every control cell of the test context
-    shifted by it. "ridge": see Ridge. All clipped at 0.
+    shifted by it. "ridge": see Ridge. "linear": the mean control cell of the test context plus the shift of
+    `linear`. All clipped at 0.
     """
     control_means = {batch: mean_of(cells) for batch, cells in context.control.items()}
     shifts = {name: training.mean_delta(name) for name in context.perturbations}
@@ -211,3 +220,12 @@ def trained_baselines(
     )
     yield "control cells + mean delta", _shifted(context, training, rng)
     yield "ridge", means(lambda batch, name: ridge.predict(context.cell_type, batch, name))
+    linear_shifts = {name: None if linear is None else linear.shift(name) for name in shifts}
+    yield (
+        "linear",
+        means(
+            lambda batch, name: (
+                None if linear_shifts[name] is None else control_means[batch] + linear_shifts[name]
+            )
+        ),
+    )

@@ -22,6 +22,7 @@ import scipy.sparse as sp
 
 from perturbdiff_jax.evaluation.contexts import Context, stack
 from perturbdiff_jax.evaluation.metrics import COUNTS, DE_METRICS, MEAN_METRICS, mean_of
+from perturbdiff_jax.evaluation.real_tables import RealTables, content_key
 from perturbdiff_jax.evaluation.threads import numba_threads
 
 PACKAGES = ("cell-eval", "pdex")
@@ -30,6 +31,7 @@ MISSING = (
     "install them with: pip install 'perturbdiff_jax[eval]'"
 )
 SIGNIFICANT = 0.05  # adjusted p-value, cell-eval's default
+_TEST = {"mode": "ref", "epsilon": 0.0}  # of pdex, as cell-eval calls it
 _KEY = "perturbation"
 _COUNT_COLUMNS = {"de_nsig_counts_real": COUNTS[0], "de_nsig_counts_pred": COUNTS[1]}
 _LOGGERS = ("cell_eval", "pdex")
@@ -107,11 +109,10 @@ def expression_table(
     return pdex(
         adata,
         groupby=_KEY,
-        mode="ref",
         reference=label,
         threads=numba_threads(adata.n_obs * adata.n_vars),
         is_log1p=is_log1p,
-        epsilon=0.0,
+        **_TEST,
     )
 
 
@@ -127,19 +128,31 @@ def _mean_cells(means: Mapping[str, np.ndarray], genes: tuple[str, ...]):
 
 @dataclasses.dataclass
 class ContextScorer:
-    """cell-eval on one context. `score` may be called once per model; the real side is computed once."""
+    """cell-eval on one context. `score` may be called once per model; the real side is computed once.
+
+    `tables` keeps the real side's differential expression for later calls; without it nothing is kept.
+    """
 
     context: Context
     label: str  # control label
     is_log1p: bool = True  # see expression_table
+    tables: RealTables | None = None
 
     def __post_init__(self):
         self.control = self.context.pooled_control()
         real = self.context.pooled_real()
         self.real_means = {name: mean_of(cells) for name, cells in real.items()}
         self.control_mean = mean_of(self.control)
+        if self.tables is None:
+            self.real_table = self._quiet_table(real)
+        else:
+            settings = {**_TEST, "is_log1p": self.is_log1p, **versions()}
+            key = content_key(real, self.control, self.context.genes, self.label, settings)
+            self.real_table = self.tables.get(key, lambda: self._quiet_table(real))
+
+    def _quiet_table(self, cells: Mapping[str, sp.csr_matrix]):
         with quiet():
-            self.real_table = self._table(real)
+            return self._table(cells)
 
     def _table(self, cells: Mapping[str, sp.csr_matrix]):
         return expression_table(cells, self.control, self.context.genes, self.label, is_log1p=self.is_log1p)

@@ -72,6 +72,18 @@ def pool(prediction: Prediction) -> dict[str, sp.csr_matrix | None]:
     }
 
 
+def together(name: str, contexts: Mapping[str, Context]) -> Context:
+    """One context `name` of all the cells of several (by cell type; at least one), their batches kept apart.
+
+    Its batches are pairs (cell type, batch).
+    """
+    control, real = {}, {}
+    for cell_type, context in contexts.items():
+        control |= {(cell_type, batch): cells for batch, cells in context.control.items()}
+        real |= {((cell_type, batch), p): cells for (batch, p), cells in context.real.items()}
+    return Context(name, next(iter(contexts.values())).genes, control, real)
+
+
 def resample(cells: sp.csr_matrix, count: int, rng: np.random.Generator) -> sp.csr_matrix:
     """`count` of the cells drawn with `rng`: without replacement when there are enough, else with."""
     rows = rng.choice(cells.shape[0], size=count, replace=cells.shape[0] < count)

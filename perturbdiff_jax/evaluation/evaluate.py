@@ -6,32 +6,24 @@ The story in reading order: read both sides, score every model in every cell typ
 import dataclasses
 import pathlib
 import time
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Mapping
 
-import numpy as np
 import pandas as pd
 
 from perturbdiff_jax.errors import RequestError, shorten
-from perturbdiff_jax.evaluation import celleval
-from perturbdiff_jax.evaluation.baselines import (
-    Ridge,
-    Training,
-    control_cells,
-    trained_baselines,
-    training_of,
-)
-from perturbdiff_jax.evaluation.contexts import Context, Prediction, halves, pool
-from perturbdiff_jax.evaluation.inputs import Keys, Side, closing, open_file, read_predicted
-from perturbdiff_jax.evaluation.metrics import METRICS
+from perturbdiff_jax.evaluation import celleval, exports, model_rows
+from perturbdiff_jax.evaluation.baselines import Training, training_of
+from perturbdiff_jax.evaluation.columns import find_keys, open_store, real_look
+from perturbdiff_jax.evaluation.contexts import pool
+from perturbdiff_jax.evaluation.inputs import Keys
 from perturbdiff_jax.evaluation.outputs import write_all
+from perturbdiff_jax.evaluation.predicted import Predicted, named, read_all
 from perturbdiff_jax.evaluation.projection import project
-from perturbdiff_jax.evaluation.real_cells import is_store, read_contexts, triples
-from perturbdiff_jax.evaluation.scoring import Scorer
+from perturbdiff_jax.evaluation.real_cells import read_contexts
+from perturbdiff_jax.evaluation.real_tables import FOLDER, RealTables
 from perturbdiff_jax.evaluation.summary import (
-    CEILING,
-    OURS,
     Summary,
+    by_cell_type,
     compare,
     notes,
     summarise,
@@ -39,17 +31,20 @@ from perturbdiff_jax.evaluation.summary import (
     undefined,
     verdict,
 )
-from perturbdiff_jax.evaluation.threads import blas_threads
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What evaluate() found: `rows` (model, cell_type, perturbation, metrics), `summary`, `settings`."""
+    """What evaluate() found: `rows` (model, cell_type, perturbation, metrics), `summary`, `settings`.
+
+    `pooled`: the rows over all cell types together, None if not asked for.
+    """
 
     rows: pd.DataFrame
     summary: Summary
     settings: dict
     output: pathlib.Path
+    pooled: pd.DataFrame | None = None
 
 
 def evaluate(
@@ -63,19 +58,30 @@ def evaluate(
     batch_key: str | None = None,
     store=None,
     total_key: str | None = None,
+    genes_by_position: bool = False,
+    pooled: bool = False,
+    export: Collection[str] = (),
+    cache=None,
     seed: int = 0,
     is_log1p: bool = True,
     echo: Callable[[str], None] = print,
 ) -> Evaluation:
     """Scores `pred` against `real` and writes metrics.csv, metrics_all.csv, summary.json, pca.csv, de.csv.gz.
 
-    pred: h5ad path or AnnData, log1p-normalised, all draws pooled; its control cells are not scored.
+    pred: h5ad path or AnnData, log1p-normalised, all draws pooled; its control cells are not scored. A mapping
+    {name: path or AnnData} scores several at once, on the conditions and genes that all of them have; the first
+    is the one that the gene table, the plane of cells and the report's page are about.
     real: h5ad path, AnnData (log1p-normalised or raw counts) or a store directory (its test groups). Real
     cells are restricted to the (perturbation, cell type[, batch]) triples of pred; the real control cells of
     those contexts serve both sides, for every model. Raw counts are normalised to pred's
     uns["perturbdiff"]["target_sum"] (10,000 without) by obs[total_key] or the sum over the file's genes.
     cell_type_key, batch_key: obs columns; by default those that pred's uns["perturbdiff"]["keys"] or the
-    store names, if both files have them. store: path or Store whose training groups give the baselines.
+    store names, if all files have them. store: path or Store whose training groups give the baselines.
+    genes_by_position: predictions whose var_names are numbers (STATE's) have the real file's genes, in its order.
+    pooled: also score the cells of all cell types together, one row per perturbation (metrics_pooled.csv); the
+    time of one more cell type that is as large as all of them.
+    export: of "cell-eval", "cell-eval2": the pairs of h5ad files that these tools score, in a folder of that name.
+    cache: directory that keeps the real cells' differential expression for later calls; output/real_de if None.
     is_log1p: False computes DE fold changes like cell-eval under allow_discrete=True (one logarithm more);
     only for comparing with tables made that way.
     The row "ceiling" scores one random half of the real cells as the prediction of the other.
@@ -85,78 +91,79 @@ def evaluate(
     output = pathlib.Path(output)
     if output.exists() and not output.is_dir():
         raise RequestError(f"output {output} is a file; give a directory.")
-    store = _opened(store)
-    keys = _keys(pred, real, store, Keys(perturbation_key, control, cell_type_key, batch_key))
-    predicted, facts = read_predicted(pred, keys)
+    exports.check_formats(export)
+    tables = RealTables(output / FOLDER if cache is None else cache, echo)
+    sources = named(pred)
+    store = open_store(store)
+    columns, real_genes, manifest = real_look(real)
+    keys = find_keys(
+        sources,
+        columns,
+        manifest if store is None else store.manifest["keys"] | manifest,
+        Keys(perturbation_key, control, cell_type_key, batch_key),
+        echo,
+    )
+    predicted = read_all(sources, keys, real_genes, by_position=genes_by_position, echo=echo)
     contexts, normalisation = read_contexts(
         real,
         keys,
-        triples(predicted.conditions),
+        set(predicted.conditions),
         predicted.genes,
-        target_sum=facts.get("target_sum"),
+        target_sum=predicted.target_sum,
         total_key=total_key,
         echo=echo,
     )
     echo(normalisation)
     if not celleval.installed():
         echo(celleval.MISSING)
-    ours = {context.cell_type: _ours(predicted, context) for context in contexts}
+    cells = _by_name(predicted, contexts)
     training = None if store is None else _training(store, predicted.genes)
+    rivals = model_rows.Rivals.fit(training, predicted.genes)
 
-    rows, changes, problems = _score_all(contexts, ours, training, control, seed, is_log1p, echo)
-    summary = summarise(rows, seed)
+    rule = model_rows.Rule(control, celleval.installed(), is_log1p, tables)
+    found = model_rows.score_all(contexts, cells, rivals, rule, seed=seed, pooled=pooled, echo=echo)
+    summary = summarise(found.rows, seed)
+    summaries = {"models": summary}
+    if len(contexts) > 1:
+        summaries["cell_types"] = by_cell_type(found.rows, seed)
+    if found.pooled is not None:
+        summaries["pooled"] = summarise(found.pooled, seed)
+    counts = _cell_counts(contexts, cells)
+    first = next(iter(cells))
     settings = {
         "keys": dataclasses.asdict(keys),
         "seed": seed,
         "de_is_log1p": is_log1p,
         "genes": len(predicted.genes),
         "control_rule": "real control cells of the same contexts on both sides, for every model",
+        "scored_on": "the conditions and genes that all predictions have",
         "scored_per": "cell type (its batches pooled)",
         "normalisation": normalisation,
         "energy": "half energy distance on log1p / 10, V-statistic",
         "ceiling": "real cells split in two random halves, controls whole; truth is half the cells",
-        **_cell_counts(contexts, ours),
-        "problems": problems,
-        "undefined_rows": undefined(rows),
+        "linear": None if rivals.linear is None else f"perturbations embedded by: {rivals.linear.kind}",
+        "predictions": {name: {**predicted.account[name], **counts["predictions"][name]} for name in cells},
+        **counts["predictions"][first],
+        **counts["real"],
+        "conditions_left_out": predicted.left_out,
+        "conditions_not_in_real": len(predicted.conditions) - counts["real"]["conditions"],
+        "real_de_tables": {"read": tables.read, "computed": tables.computed},
+        "problems": found.problems,
+        "undefined_rows": undefined(found.rows),
         "seconds": round(time.monotonic() - started, 1),
     }
     plane = project(
-        contexts, {name: pool(cells) for name, cells in ours.items()}, control, _generator(seed, "projection")
+        contexts,
+        {name: pool(part) for name, part in cells[first].items()},
+        control,
+        model_rows.generator(seed, "projection"),
     )
-    write_all(output, rows, summary, settings, plane, changes)
-    for line in [*table(summary), *verdict(compare(summary)), *notes(settings)]:
+    write_all(output, found, summaries, settings, plane)
+    exports.write_exports(output, export, contexts, cells, keys, echo)
+    for line in [*table(summary), *_verdicts(summary, list(cells)), *notes(settings)]:
         echo(line)
     echo(f"results: {output}")
-    return Evaluation(rows, summary, settings, output)
-
-
-def _opened(store):
-    if store is None or hasattr(store, "groups"):
-        return store
-    from perturbdiff_jax.data.store import Store
-
-    return Store.open(store)
-
-
-def _keys(pred, real, store, keys: Keys) -> Keys:
-    """`keys`, with columns nobody named taken from the prediction's or the store's own account of them."""
-    adata, _ = open_file(pred, "prediction")
-    with closing(adata, pred):
-        named = dict(dict(adata.uns.get("perturbdiff", {})).get("keys", {}))
-        columns = set(adata.obs.columns)
-    manifest = {} if store is None else store.manifest["keys"]
-    if is_store(real):
-        manifest = _opened(real).manifest["keys"]
-        columns &= {column for column in manifest.values() if column}
-    else:
-        adata, _ = open_file(real, "real")
-        with closing(adata, real):
-            columns &= set(adata.obs.columns)
-    found = {}
-    for field in ("cell_type", "batch"):
-        guesses = [column for column in (named.get(field), manifest.get(field)) if column in columns]
-        found[field] = getattr(keys, field) or (str(guesses[0]) if guesses else None)
-    return dataclasses.replace(keys, **found, dose=named.get("dose") or manifest.get("dose"))
+    return Evaluation(found.rows, summary, settings, output, found.pooled)
 
 
 def _training(store, genes: tuple[str, ...]) -> Training:
@@ -166,79 +173,33 @@ def _training(store, genes: tuple[str, ...]) -> Training:
     return training_of(store, genes)
 
 
-def _ours(predicted: Side, context: Context) -> Prediction:
-    own = predicted.conditions
-    found = own[own["cell_type"] == context.cell_type].groupby(["batch", "perturbation"]).indices
-    rows = np.flatnonzero((own["cell_type"] == context.cell_type).to_numpy())
-    return {key: predicted.cells[rows[at]] for key, at in found.items() if key in context.real}
+def _by_name(predicted: Predicted, contexts) -> dict[str, dict]:
+    """{name: {cell type: cells per (batch, perturbation)}} of the predictions."""
+    parts = {context.cell_type: predicted.cells_for(context) for context in contexts}
+    return {name: {kind: part[name] for kind, part in parts.items()} for name in predicted.sides}
 
 
-def _generator(seed: int, *purpose: str) -> np.random.Generator:
-    return np.random.default_rng([seed, *(zlib.crc32(word.encode()) for word in purpose)])
+def _verdicts(summary: Summary, names: list[str]) -> list[str]:
+    if len(names) == 1:
+        return verdict(compare(summary, names[0], names))
+    return [line for name in names for line in verdict(compare(summary, name, names), name)]
 
 
-def _models(
-    context: Context, ours: Prediction, training: Training | None, ridge: Ridge | None, seed: int
-) -> Iterator[tuple[str, Prediction]]:
-    yield OURS, ours
-    if training is not None:
-        yield from trained_baselines(
-            context, training, ridge, _generator(seed, context.cell_type, "baselines")
-        )
-    yield "control", control_cells(context, _generator(seed, context.cell_type, "control"))
-
-
-def _score_all(contexts, ours, training, control: str, seed: int, is_log1p: bool, echo):
-    """(rows of every model, gene table of ours or None, problems), cell type after cell type."""
-    ridge = None if training is None else Ridge.fit(training)
-    how = {"use_celleval": celleval.installed(), "is_log1p": is_log1p}
-    frames, changes, problems = [], [], []
-    started = time.monotonic()
-
-    def add(model: str, scorer: Scorer, prediction: Prediction):
-        frame, found, errors = scorer.score(pool(prediction))
-        frames.append(frame.assign(model=model))
-        problems.extend(f"{model}, {error}" for error in errors)
-        return found
-
-    for number, context in enumerate(contexts, 1):
-        with blas_threads(context.values):
-            scorer = Scorer(context, control, **how)
-            for model, prediction in _models(context, ours[context.cell_type], training, ridge, seed):
-                found = add(model, scorer, prediction)
-                if model == OURS and found is not None:
-                    changes.append(scorer.expression_changes(found))
-            truth, half = halves(context, _generator(seed, context.cell_type, CEILING))
-            if half:
-                add(CEILING, Scorer(truth, control, **how), half)
-        spent = time.monotonic() - started
-        left = spent / number * (len(contexts) - number)
-        echo(
-            f"[{number}/{len(contexts)}] cell type {context.cell_type!r}: {len(context.perturbations)} "
-            f"perturbations scored; {spent:.0f} s, about {left:.0f} s left"
-        )
-    rows = pd.concat(frames, ignore_index=True)
-    order = {model: i for i, model in enumerate(dict.fromkeys(rows["model"]))}
-    order[CEILING] = len(order)
-    rows = rows.sort_values("model", key=lambda names: names.map(order), kind="stable", ignore_index=True)
-    rows = rows[["model", "cell_type", "perturbation", *METRICS]]
-    return rows, pd.concat(changes, ignore_index=True) if changes else None, problems
-
-
-def _cell_counts(contexts, ours) -> dict:
+def _cell_counts(contexts, cells: Mapping[str, Mapping]) -> dict[str, dict]:
     """Cells on both sides: the rank-sum test's power, and so the DE metrics, depend on them."""
-    real = sum(cells.shape[0] for context in contexts for cells in context.real.values())
-    mine = sum(cells.shape[0] for parts in ours.values() for cells in parts.values())
-    control = sum(cells.shape[0] for context in contexts for cells in context.control.values())
-    differ = sum(
-        ours[context.cell_type][key].shape[0] != cells.shape[0]
-        for context in contexts
-        for key, cells in context.real.items()
-    )
-    return {
-        "predicted_cells": mine,
-        "real_cells": real,
-        "control_cells": control,
+    predictions = {}
+    for name, by_type in cells.items():
+        predictions[name] = {
+            "predicted_cells": sum(part.shape[0] for parts in by_type.values() for part in parts.values()),
+            "conditions_with_other_cell_count": sum(
+                by_type[context.cell_type][key].shape[0] != part.shape[0]
+                for context in contexts
+                for key, part in context.real.items()
+            ),
+        }
+    real = {
+        "real_cells": sum(part.shape[0] for context in contexts for part in context.real.values()),
+        "control_cells": sum(part.shape[0] for context in contexts for part in context.control.values()),
         "conditions": sum(len(context.real) for context in contexts),
-        "conditions_with_other_cell_count": differ,
     }
+    return {"predictions": predictions, "real": real}

@@ -8,6 +8,7 @@ normalised like the predictions when it holds raw counts. It must not know metri
 import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 
 import anndata as ad
 import numpy as np
@@ -130,9 +131,20 @@ def check_scale(cells: sp.csr_matrix, name: str, what: str) -> None:
         )
 
 
-def read_predicted(source, keys: Keys) -> tuple[Side, dict]:
-    """Predicted cells without their control cells, and uns["perturbdiff"] (empty for foreign files)."""
-    adata, name = open_file(source, "prediction")
+def own_account(adata: ad.AnnData) -> dict:
+    """uns["perturbdiff"] of a prediction of ours: how it was made; empty for other tools' files."""
+    account = adata.uns.get("perturbdiff")
+    return dict(account) if isinstance(account, Mapping) else {}
+
+
+def read_predicted(source, keys: Keys, what: str = "prediction") -> tuple[Side, dict]:
+    """Predicted cells without their control cells, and uns["perturbdiff"] (empty for foreign files).
+
+    `what` names it in messages, before its path.
+    """
+    adata, name = open_file(source, what)
+    if what != "prediction" and adata is not source:
+        name = f"{what} {name}"
     with closing(adata, source):
         check_names(adata, name)
         conditions = conditions_of(adata.obs, keys, name)
@@ -148,7 +160,7 @@ def read_predicted(source, keys: Keys) -> tuple[Side, dict]:
                 "predictions must be log1p-normalised."
             )
         check_scale(everything, name, "predictions")
-        facts = dict(adata.uns.get("perturbdiff", {}))
+        facts = own_account(adata)
         genes = tuple(adata.var_names.astype(str))
     return Side(cells, conditions.iloc[rows].reset_index(drop=True), genes), facts
 

@@ -1,23 +1,27 @@
-"""The files of an evaluation, each written beside its place and renamed at the end: never half-written."""
+"""The files of an evaluation, each written beside its place and renamed at the end: never half-written.
+
+A file that this evaluation does not make is removed if an earlier one left it: the files of a directory agree.
+"""
 
 import json
 import math
 import os
 import pathlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pandas as pd
 
 from perturbdiff_jax.evaluation import celleval
 from perturbdiff_jax.evaluation.metrics import METRICS
+from perturbdiff_jax.evaluation.model_rows import ModelRows
 from perturbdiff_jax.evaluation.projection import PCA_COLUMNS
 from perturbdiff_jax.evaluation.scoring import DE_COLUMNS
-from perturbdiff_jax.evaluation.summary import OURS, Summary
 
 METRICS_FILE = "metrics.csv"
 ALL_METRICS_FILE = "metrics_all.csv"
 SUMMARY_FILE = "summary.json"
+POOLED_FILE = "metrics_pooled.csv"
 DE_FILE = "de.csv.gz"
 PCA_FILE = "pca.csv"
 
@@ -48,31 +52,37 @@ def _plain(value):
 
 def write_all(
     output: pathlib.Path,
-    rows: pd.DataFrame,
-    summary: Summary,
+    found: ModelRows,
+    summaries: Mapping[str, object],
     settings: dict,
     plane: pd.DataFrame,
-    changes: pd.DataFrame | None,
 ) -> None:
-    """Writes metrics.csv (ours), metrics_all.csv (all models), summary.json, pca.csv, de.csv.gz to `output`.
+    """Writes metrics.csv, metrics_all.csv, summary.json, pca.csv and, where they exist, the other tables.
 
-    Without `changes` (no cell-eval) there is no de.csv.gz, and one of an earlier evaluation is removed.
+    metrics.csv has the rows of the predictions, with a column `model` when they are several; metrics_all.csv
+    those of all models; metrics_pooled.csv those over all cell types together; de.csv.gz the first prediction's
+    genes. `summaries` go into summary.json beside `settings`, whose "predictions" name the predictions.
     """
     output.mkdir(parents=True, exist_ok=True)
-    ours = rows.loc[rows["model"] == OURS, ["cell_type", "perturbation", *METRICS]]
-    document = {"versions": package_versions(), "settings": settings, "models": summary}
+    names = list(settings["predictions"])
+    columns = ["model"] * (len(names) > 1) + ["cell_type", "perturbation", *METRICS]
+    ours = found.rows.loc[found.rows["model"].isin(names), columns]
+    document = {"versions": package_versions(), "settings": settings, **summaries}
     text = json.dumps(_plain(document), indent=1, allow_nan=False) + "\n"
     writers: dict[str, Callable[[pathlib.Path], object]] = {
         METRICS_FILE: lambda path: ours.to_csv(path, index=False),
-        ALL_METRICS_FILE: lambda path: rows.to_csv(path, index=False),
+        ALL_METRICS_FILE: lambda path: found.rows.to_csv(path, index=False),
         PCA_FILE: lambda path: plane[list(PCA_COLUMNS)].to_csv(path, index=False, float_format="%.6g"),
         SUMMARY_FILE: lambda path: path.write_text(text),
     }
-    if changes is not None:
+    if found.changes is not None:
         # mtime 0: the same numbers make the same bytes.
-        writers[DE_FILE] = lambda path: changes[list(DE_COLUMNS)].to_csv(
+        writers[DE_FILE] = lambda path: found.changes[list(DE_COLUMNS)].to_csv(
             path, index=False, float_format="%.6g", compression={"method": "gzip", "mtime": 0}
         )
+    if found.pooled is not None:
+        pooled = found.pooled[["model", "perturbation", *METRICS]]
+        writers[POOLED_FILE] = lambda path: pooled.to_csv(path, index=False)
     temporary = {name: output / f".{name}.{os.getpid()}.tmp" for name in writers}
     try:
         for name, write in writers.items():
@@ -82,5 +92,5 @@ def write_all(
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
-    if changes is None:
-        (output / DE_FILE).unlink(missing_ok=True)
+    for name in {DE_FILE, POOLED_FILE} - set(writers):
+        (output / name).unlink(missing_ok=True)

@@ -20,20 +20,32 @@ from perturbdiff_jax.evaluation.metrics import (
     mean_of,
     r2,
 )
+from perturbdiff_jax.evaluation.real_tables import RealTables
 
 DE_COLUMNS = ("cell_type", "perturbation", "gene", "real_padj", "pred_padj", "real_lfc", "pred_lfc")
 
 
 class Scorer:
-    """Scores predictions against one context's real cells; `use_celleval` False leaves the DE metrics NaN."""
+    """Scores predictions against one context's real cells; `use_celleval` False leaves the DE metrics NaN.
 
-    def __init__(self, context: Context, label: str, *, use_celleval: bool, is_log1p: bool = True):
+    `tables` keeps the real cells' differential expression for later calls.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        label: str,
+        *,
+        use_celleval: bool,
+        is_log1p: bool = True,
+        tables: RealTables | None = None,
+    ):
         self.context = context
         self.real = context.pooled_real()
         self.control_mean = mean_of(context.pooled_control())
         self.real_means = {name: mean_of(cells) for name, cells in self.real.items()}
         self.spread = {name: mean_distance(cells, cells) for name, cells in self.real.items()}
-        self.celleval = celleval.ContextScorer(context, label, is_log1p) if use_celleval else None
+        self.celleval = celleval.ContextScorer(context, label, is_log1p, tables) if use_celleval else None
 
     def score(self, predicted: Mapping[str, sp.csr_matrix | None]) -> tuple[pd.DataFrame, object, list[str]]:
         """(rows [perturbation x METRICS], predicted DE table or None, problems) of cells per perturbation.

@@ -1,7 +1,7 @@
 """Means over perturbations with bootstrap intervals, comparison with the best baseline, printed table."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import pandas as pd
@@ -74,28 +74,35 @@ def better(metric: str, a: float, b: float) -> bool:
     return a < b if metric in LOWER_IS_BETTER else a > b
 
 
-def best_baseline(summary: Summary, metric: str) -> str | None:
-    """Name of the baseline with the best mean; neither ours nor the ceiling; None when all are NaN."""
+def by_cell_type(rows: pd.DataFrame, seed: int = 0) -> dict[str, Summary]:
+    """The summary of each cell type's rows."""
+    return {str(name): summarise(mine, seed) for name, mine in rows.groupby("cell_type", sort=False)}
+
+
+def best_baseline(summary: Summary, metric: str, predictions: Collection[str] = (OURS,)) -> str | None:
+    """Name of the baseline with the best mean; no prediction, not the ceiling; None when all are NaN."""
     best = None
     for model, metrics in summary.items():
-        if model in (OURS, CEILING) or math.isnan(metrics[metric]["mean"]):
+        if model in (*predictions, CEILING) or math.isnan(metrics[metric]["mean"]):
             continue
         if best is None or better(metric, metrics[metric]["mean"], summary[best][metric]["mean"]):
             best = model
     return best
 
 
-def compare(summary: Summary) -> dict[str, dict[str, object]]:
-    """Ours against the best baseline, per metric that has a direction and values on both sides.
+def compare(
+    summary: Summary, name: str = OURS, predictions: Collection[str] = (OURS,)
+) -> dict[str, dict[str, object]]:
+    """Prediction `name` against the best baseline, per metric that has a direction and values on both sides.
 
-    metric -> {"baseline": name, "ahead": our mean is better, "separate": the intervals do not overlap}.
+    metric -> {"baseline": its name, "ahead": our mean is better, "separate": the intervals do not overlap}.
     """
     result = {}
     for metric in METRICS:
-        rival = best_baseline(summary, metric)
-        if metric in COUNTS or rival is None or OURS not in summary:
+        rival = best_baseline(summary, metric, predictions)
+        if metric in COUNTS or rival is None or name not in summary:
             continue
-        ours, theirs = summary[OURS][metric], summary[rival][metric]
+        ours, theirs = summary[name][metric], summary[rival][metric]
         if math.isnan(ours["mean"]):
             continue
         # A comparison with NaN is False: without an interval nothing counts as separate.
@@ -148,14 +155,15 @@ def _best_means(summary: Summary, metric: str) -> set[str]:
     }
 
 
-def verdict(comparison: Mapping[str, Mapping[str, object]]) -> list[str]:
-    """Lines that say where ours is ahead of the best baseline and whether the intervals are apart."""
+def verdict(comparison: Mapping[str, Mapping[str, object]], name: str | None = None) -> list[str]:
+    """Lines that say where ours (`name`) is ahead of the best baseline and whether the intervals are apart."""
+    who = "" if name is None else f"{name}: "
     kinds: dict[str, list[str]] = {}
     for metric, found in comparison.items():
         place = "ahead of" if found["ahead"] else "behind"
         apart = "intervals apart" if found["separate"] else "intervals overlap or missing"
         kinds.setdefault(f"{place} the best baseline, {apart}", []).append(f"{metric} ({found['baseline']})")
-    return [f"{kind}: {', '.join(metrics)}" for kind, metrics in sorted(kinds.items())]
+    return [f"{who}{kind}: {', '.join(metrics)}" for kind, metrics in sorted(kinds.items())]
 
 
 def undefined(rows: pd.DataFrame) -> dict[str, int]:
@@ -167,14 +175,20 @@ def undefined(rows: pd.DataFrame) -> dict[str, int]:
 def notes(settings: Mapping[str, object]) -> list[str]:
     """Lines on what a reader of the table must know: cell counts that differ, empty rows, failed metrics."""
     lines = []
-    differ = settings["conditions_with_other_cell_count"]
-    if differ:
-        lines.append(
-            f"note: {differ} of {settings['conditions']} conditions have "
-            f"other numbers of predicted than of real cells ({settings['predicted_cells']:,} and "
-            f"{settings['real_cells']:,} in all); the number of significant genes depends on it"
-        )
+    predictions = settings.get("predictions") or {"": settings}
+    for name, facts in predictions.items():
+        differ = facts["conditions_with_other_cell_count"]
+        if differ:
+            who = f"{name}: " if len(predictions) > 1 else ""
+            lines.append(
+                f"note: {who}{differ} of {settings['conditions']} conditions have "
+                f"other numbers of predicted than of real cells ({facts['predicted_cells']:,} and "
+                f"{settings['real_cells']:,} in all); the number of significant genes depends on it"
+            )
     for model, count in settings["undefined_rows"].items():
-        lines.append(f"note: {model}: undefined for {count} perturbations (not in training): rows left empty")
+        why = "not in training"
+        if model == "linear":
+            why = "without an embedding from training"
+        lines.append(f"note: {model}: undefined for {count} perturbations ({why}): rows left empty")
     lines += [f"warning: metric failed: {problem}" for problem in settings["problems"]]
     return lines

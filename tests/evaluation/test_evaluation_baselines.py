@@ -47,7 +47,8 @@ def world():
         real={("y", name): as_cells(x[rows(name, "B", "y")]) for name in PERTURBATIONS},
     )
     training = training_of(store, GENES)
-    found = dict(trained_baselines(context, training, Ridge.fit(training), np.random.default_rng(0)))
+    fitted = Ridge.fit(training), training.linear(tuple(GENES))
+    found = dict(trained_baselines(context, training, *fitted, np.random.default_rng(0)))
     return types.SimpleNamespace(
         x=x, rows=rows, train=train, context=context, training=training, found=found, names=names
     )
@@ -132,6 +133,7 @@ def test_a_perturbation_that_was_never_trained_is_undefined(world):
         "context mean + mean delta",
         "control cells + mean delta",
         "ridge",
+        "linear",
     ):
         assert pool(world.found[model])["P3"] is None, model
     for model in ("mean per cell type", "mean per batch", "mean overall"):

@@ -107,7 +107,9 @@ def test_baseline_rows_agree_with_the_measured_ones(task):
     means = {}
     for context in contexts:
         scorer = Scorer(context, "control", use_celleval=True, is_log1p=False)
-        for model, prediction in trained_baselines(context, training, ridge, np.random.default_rng(0)):
+        for model, prediction in trained_baselines(context, training, ridge, None, np.random.default_rng(0)):
+            if model == "linear":
+                continue  # nobody measured it there
             frame, _, problems = scorer.score(pool(prediction))
             assert problems == []
             means.setdefault(model, []).append(frame[list(COLUMNS.values())].mean())
