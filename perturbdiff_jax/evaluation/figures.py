@@ -23,7 +23,7 @@ _LOSS_STYLE = {
 
 def intervals(models: dict, metric: str) -> Panel | None:
     """Mean and 95 % interval of every model on one metric, best on top, the ceiling as a line."""
-    better = glossary.metric(metric).better or 1
+    better, ours = glossary.metric(metric).better or 1, glossary.ours()
     rows = [(model, *verdict.entry(models, model, metric)) for model in models]
     ceiling = [row for row in rows if row[0] == CEILING and not math.isnan(row[1])]
     rows = [row for row in rows if row[0] != CEILING and not math.isnan(row[1])]
@@ -38,7 +38,7 @@ def intervals(models: dict, metric: str) -> Panel | None:
                 axes.plot(
                     [low, high], [place, place], color=color, lw=2.4, alpha=0.55, solid_capstyle="round"
                 )
-            axes.plot(mean, place, "o", color=color, ms=6.5 if model == OURS else 4.5)
+            axes.plot(mean, place, "o", color=color, ms=6.5 if model == ours else 4.5)
         for _, mean, low, high in ceiling:
             color, dash = glossary.style(CEILING)
             axes.axvline(mean, color=color, ls=_DASH[dash], lw=1.2)
@@ -46,8 +46,8 @@ def intervals(models: dict, metric: str) -> Panel | None:
                 axes.axvspan(low, high, color=color, alpha=0.08, lw=0)
         axes.set_yticks(range(len(rows)), [row[0] for row in rows])
         for tick, row in zip(axes.get_yticklabels(), rows):
-            tick.set_color(glossary.style(OURS)[0] if row[0] == OURS else MUTED)
-            tick.set_fontweight("bold" if row[0] == OURS else "normal")
+            tick.set_color(glossary.style(ours)[0] if row[0] == ours else MUTED)
+            tick.set_fontweight("bold" if row[0] == ours else "normal")
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.grid(axis="y", visible=False)
         values = [row[1] for row in rows + ceiling]
@@ -62,11 +62,15 @@ def intervals(models: dict, metric: str) -> Panel | None:
 
 
 def radar_models(models: dict, most: int = 4) -> list[str]:
-    """The models that the radar draws: ours, the ceiling, the control, and the baselines best on average."""
+    """The radar's models: the predictions, the ceiling, the control, and the baselines best on average."""
     scaled = rescale(models)
     rivals = [name for name in verdict.baselines(models) if name != CONTROL and name in scaled.index]
     rivals = sorted(rivals, key=lambda name: -scaled.loc[name].mean())[:most]
-    return [name for name in (CEILING, CONTROL, *reversed(rivals), OURS) if name in scaled.index]
+    return [
+        name
+        for name in (CEILING, CONTROL, *reversed(rivals), *glossary.predictions()[::-1])
+        if name in scaled.index
+    ]
 
 
 def rescale(models: dict) -> pd.DataFrame:
@@ -87,8 +91,8 @@ def rescale(models: dict) -> pd.DataFrame:
 
 def radar(models: dict) -> Panel | None:
     """Rescaled metrics around a circle, one line per model; the inner ring is the worst model's score."""
-    scaled = rescale(models)
-    if scaled.shape[1] < 3 or OURS not in scaled.index or len(scaled) < 3:
+    scaled, ours = rescale(models), glossary.ours()
+    if scaled.shape[1] < 3 or ours not in scaled.index or len(scaled) < 3:
         return None
     angles = np.linspace(0, 2 * np.pi, scaled.shape[1], endpoint=False)
     hole = 0.12  # lifts the worst score off the centre, where all the axes meet and nothing can be read
@@ -100,9 +104,9 @@ def radar(models: dict) -> Panel | None:
             color, dash = glossary.style(model)
             values = hole + (1 - hole) * scaled.loc[model].to_numpy()
             closed = np.append(values, values[0])
-            width = 2.4 if model == OURS else 1.3
+            width = 2.4 if model == ours else 1.3
             axes.plot(np.append(angles, angles[0]), closed, color=color, ls=_DASH[dash], lw=width)
-            if model == OURS:
+            if model == ours:
                 axes.fill(angles, np.nan_to_num(values, nan=hole), color=color, alpha=0.10, lw=0)
         axes.set_ylim(0, 1.03)
         axes.set_yticks([hole, hole + (1 - hole) / 2, 1], [])
@@ -114,9 +118,9 @@ def radar(models: dict) -> Panel | None:
             )
         axes.spines["polar"].set_color("#c9ced2")
         svg = to_svg(figure, "radar")
-    ours = scaled.loc[OURS].mean()
-    rest = ", ".join(f"{name} {scaled.loc[name].mean():.2f}" for name in reversed(drawn) if name != OURS)
-    alt = f"Radar of {scaled.shape[1]} rescaled metrics. Mean rescaled score: {OURS} {ours:.2f}, {rest}."
+    mean = scaled.loc[ours].mean()
+    rest = ", ".join(f"{name} {scaled.loc[name].mean():.2f}" for name in reversed(drawn) if name != ours)
+    alt = f"Radar of {scaled.shape[1]} rescaled metrics. Mean rescaled score: {ours} {mean:.2f}, {rest}."
     return Panel(svg, "All metrics with a direction", alt, wide=True)
 
 
@@ -161,7 +165,7 @@ def _validation(curve, name) -> Panel:
     short = name.removeprefix("validation/")
     known = glossary.metric(short)
     with canvas() as (figure, axes):
-        axes.plot(curve["step"], curve[name], color=glossary.style(OURS)[0], marker="o", ms=3)
+        axes.plot(curve["step"], curve[name], color=glossary.style(glossary.ours())[0], marker="o", ms=3)
         note = ""
         if known.better:
             row = curve.loc[(known.better * curve[name]).idxmax()]
@@ -180,7 +184,7 @@ def scatter(table: pd.DataFrame, metric: str, rival: str) -> Panel | None:
     pairs = verdict.paired(table, metric, rival)
     if pairs.empty:
         return None
-    known, color = glossary.metric(metric), glossary.style(OURS)[0]
+    known, color = glossary.metric(metric), glossary.style(glossary.ours())[0]
     x, y = pairs["rival"].to_numpy(), pairs["ours"].to_numpy()
     gain = known.better * (y - x)
     low, high = min(x.min(), y.min()), max(x.max(), y.max())
@@ -195,7 +199,7 @@ def scatter(table: pd.DataFrame, metric: str, rival: str) -> Panel | None:
         )
         points.set_gid("points")
         points.set_rasterized(len(x) > DENSE // 2)
-        axes.set(xlim=(low, high), ylim=(low, high), xlabel=rival, ylabel=OURS, box_aspect=1)
+        axes.set(xlim=(low, high), ylim=(low, high), xlabel=rival, ylabel=glossary.ours(), box_aspect=1)
         axes.locator_params(nbins=5)
         names = condition_names(pairs)
         tips = [
@@ -206,7 +210,7 @@ def scatter(table: pd.DataFrame, metric: str, rival: str) -> Panel | None:
     note = f"better on {wins} of {len(x)} conditions ({100 * (wins + ties / 2) / len(x):.0f} % win rate"
     note += f", {ties} ties counted half)" if ties else ")"
     arrow = "↑" if known.better > 0 else "↓"
-    alt = f"{known.label} per condition, {OURS} against {rival}: {note}."
+    alt = f"{known.label} per condition, {glossary.ours()} against {rival}: {note}."
     return Panel(svg, f"{known.label} {arrow}", alt, note)
 
 

@@ -4,7 +4,10 @@ Directions and meanings follow appendix C.2 of the paper and cell-eval's column 
 two counts are ours. Owns words and colours only: it computes nothing.
 """
 
+import contextlib
+import contextvars
 import dataclasses
+from collections.abc import Iterator, Sequence
 
 OURS = "perturbdiff"
 CEILING = "ceiling"
@@ -120,16 +123,48 @@ MODEL_STYLE = {
     "control cells + mean delta": ("#00845f", "solid"),
     "context mean + mean delta": ("#c28400", "solid"),
     "ridge": ("#b5478f", "solid"),
+    "linear": ("#9a4f10", "solid"),
     "mean per perturbation": ("#4a9fd0", "dashed"),
     "mean per cell type": ("#6b4e9b", "dashed"),
     "mean per batch": ("#8c5a2b", "dashed"),
     "mean overall": ("#3c4650", "dashed"),
 }
+# Further named predictions, in their order.
+OTHER_STYLES = (
+    ("#a01c4a", "dashdot"),
+    ("#5c6f00", "dashdot"),
+    ("#006d77", "dashdot"),
+    ("#5a2ca0", "dashdot"),
+)
 KIND_STYLE = {
     "control": MODEL_STYLE[CONTROL][0],
     "real": MODEL_STYLE[CEILING][0],
     "predicted": MODEL_STYLE[OURS][0],
 }
+
+
+# The names of the scored predictions, set while a page is built; the first wears our colour.
+_PREDICTIONS = contextvars.ContextVar("predictions", default=(OURS,))
+
+
+@contextlib.contextmanager
+def about(predictions: Sequence[str]) -> Iterator[None]:
+    """Within it the page is about these predictions (at least one), the first of them before all."""
+    token = _PREDICTIONS.set(tuple(predictions))
+    try:
+        yield
+    finally:
+        _PREDICTIONS.reset(token)
+
+
+def predictions() -> tuple[str, ...]:
+    """The names of the predictions that the page shows."""
+    return _PREDICTIONS.get()
+
+
+def ours() -> str:
+    """The prediction that the page is about."""
+    return _PREDICTIONS.get()[0]
 
 
 def metric(name: str) -> Metric:
@@ -145,4 +180,7 @@ def order_metrics(names) -> list[str]:
 
 def style(model: str) -> tuple[str, str]:
     """Colour (hex) and dash (a matplotlib line style) of a model; the same on the whole page."""
+    if model in (named := predictions()):
+        place = named.index(model)
+        return MODEL_STYLE[OURS] if place == 0 else OTHER_STYLES[(place - 1) % len(OTHER_STYLES)]
     return MODEL_STYLE.get(model, ("#3c4650", "dashdot"))

@@ -10,7 +10,7 @@ import tempfile
 import time
 
 from perturbdiff_jax.errors import RequestError
-from perturbdiff_jax.evaluation import page, picture_sections, run_files, sections
+from perturbdiff_jax.evaluation import glossary, page, picture_sections, run_files, sections
 
 _ORDER = (
     sections.verdict_section,
@@ -53,7 +53,8 @@ def write_report(workdir: str | os.PathLike, output: str | os.PathLike | None = 
         )
     name = workdir.resolve().name
     made = time.strftime("%Y-%m-%d %H:%M")
-    text = page.page(f"PerturbDiff: {name}", f"Report of {made}", [build(results) for build in _ORDER])
+    with glossary.about(results.predictions):
+        text = page.page(f"PerturbDiff: {name}", f"Report of {made}", [build(results) for build in _ORDER])
     return _write(target, text)
 
 

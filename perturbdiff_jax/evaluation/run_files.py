@@ -10,6 +10,8 @@ import pathlib
 
 import pandas as pd
 
+from perturbdiff_jax.evaluation.glossary import OURS
+
 _KEYS = ("model", "cell_type", "perturbation", "gene", "kind")
 _TABLES = {
     "metrics": ("metrics.csv", ("perturbation",)),
@@ -42,7 +44,8 @@ class Results:
     run: dict = dataclasses.field(default_factory=dict)
     summary: dict = dataclasses.field(default_factory=dict)
     log: pd.DataFrame | None = None  # step, kind, time and one column per logged scalar
-    metrics: pd.DataFrame | None = None  # one row per (cell_type, perturbation)
+    metrics: pd.DataFrame | None = None  # one row per (cell_type, perturbation), of the first prediction
+    every: pd.DataFrame | None = None  # the same of all predictions with `model`, when they are several
     metrics_all: pd.DataFrame | None = None  # the same with `model`
     de: pd.DataFrame | None = None
     pca: pd.DataFrame | None = None
@@ -59,6 +62,14 @@ class Results:
         models = self.summary.get("models", {})
         return models if isinstance(models, dict) else {}
 
+    @property
+    def predictions(self) -> tuple[str, ...]:
+        """Names of the models of summary.json that are predictions; the page is about the first."""
+        settings = self.summary.get("settings")
+        named = settings.get("predictions") if isinstance(settings, dict) else None
+        named = named if isinstance(named, dict | list) else ()
+        return tuple(name for name in named if isinstance(name, str) and name in self.models) or (OURS,)
+
 
 def read_results(workdir: pathlib.Path) -> Results:
     """Reads what `workdir` (a run's directory or an evaluation's) holds of `FILES`; raises nothing."""
@@ -67,6 +78,11 @@ def read_results(workdir: pathlib.Path) -> Results:
         _attempt(results, part, name, _read_record)
     for part, (name, columns) in _TABLES.items():
         _attempt(results, part, name, lambda path, columns=columns: _read_table(path, columns))
+    if results.metrics is not None and "model" in results.metrics:
+        first = results.metrics["model"] == results.predictions[0]
+        if first.any():
+            results.every = results.metrics
+            results.metrics = results.metrics[first].drop(columns="model").reset_index(drop=True)
     _attempt(results, "log", _LOG, lambda path: _read_log(path, results.notes))
     return results
 

@@ -8,7 +8,7 @@ import math
 
 from perturbdiff_jax.evaluation import drawing, facts, figures, glossary, verdict
 from perturbdiff_jax.evaluation import page as html
-from perturbdiff_jax.evaluation.glossary import CEILING, HEADLINE, OURS
+from perturbdiff_jax.evaluation.glossary import CEILING, HEADLINE
 from perturbdiff_jax.evaluation.page import Cell, Column
 from perturbdiff_jax.evaluation.picture_sections import MOST_ROWS, NO_BASELINES, NO_PICTURES
 from perturbdiff_jax.evaluation.run_files import Results
@@ -19,7 +19,7 @@ _KEYS = ["cell_type", "perturbation"]
 def verdict_section(results: Results):
     """In words and three tiles: where we stand against the best baseline and the ceiling."""
     heading = ("verdict", "Verdict")
-    if "summary" in results.absent or not results.models.get(OURS):
+    if "summary" in results.absent or not results.models.get(glossary.ours()):
         return *heading, html.absent(results.absent.get("summary", "summary.json has no row for the model."))
     said = "".join(html.paragraph(text) for text in verdict.sentences(results.models))
     tiles = [_tile(item) for name in HEADLINE if (item := verdict.standing(results.models, name))]
@@ -56,7 +56,7 @@ def metrics_section(results: Results):
     names = glossary.order_metrics(name for rows in models.values() for name in rows)
     empty = [n for n in names if all(math.isnan(verdict.entry(models, model, n)[0]) for model in models)]
     names = [name for name in names if name not in empty]
-    rivals = [OURS] if OURS in models else []
+    rivals = [name for name in glossary.predictions() if name in models]
     rivals += verdict.baselines(models)
     best = {name: verdict.best(models, name, rivals) for name in names}
     tops = {name: verdict.entry(models, model, name)[0] for name, model in best.items() if model}
@@ -80,7 +80,9 @@ def metrics_section(results: Results):
         parts.append(html.absent(NO_BASELINES))
     partial = [name for name in names if _uncounted(results, name)]
     if partial:
-        labels = ", ".join(f"{glossary.metric(n).label} ({verdict.count(models, OURS, n)})" for n in partial)
+        labels = ", ".join(
+            f"{glossary.metric(n).label} ({verdict.count(models, glossary.ours(), n)})" for n in partial
+        )
         total = len(results.metrics)
         parts.append(html.paragraph(f"Defined for fewer than all {total} conditions: {labels}.", "hint"))
     if empty:
@@ -99,7 +101,7 @@ def metrics_section(results: Results):
 
 
 def _uncounted(results, name) -> bool:
-    have = verdict.count(results.models, OURS, name)
+    have = verdict.count(results.models, glossary.ours(), name)
     if name == "de_spearman_sig":  # one value per cell type: counted by cell types
         return False
     return results.metrics is not None and have is not None and have < len(results.metrics)
@@ -133,15 +135,18 @@ def rows_section(results: Results):
     heading = ("rows", "Every condition")
     if results.metrics is None:
         return *heading, html.absent(results.absent["metrics"])
-    table = results.metrics
+    table = results.metrics if results.every is None else results.every
+    several = "model" in table
     names = glossary.order_metrics(table.columns.difference(["model", *_KEYS]))
     if "energy" in table:
         table = table.sort_values("energy", ascending=False, kind="stable")
     cut = table.head(MOST_ROWS)
     columns = [Column("Perturbation", number=False), Column("Cell type", number=False)]
+    columns += [Column("Model", number=False)] * several
     columns += [Column(m.label, m.meaning, m.better) for m in map(glossary.metric, names)]
     rows = [
         [html.escape(row["perturbation"]), html.escape(row["cell_type"])]
+        + ([html.model_mark(row["model"])] if several else [])
         + [_score(name, float(row[name])) for name in names]
         for row in cut.to_dict("records")
     ]
@@ -151,9 +156,10 @@ def rows_section(results: Results):
         f"{len(cut)} of {len(cut)} shown</span></p>"
     )
     caption = "Our scores, largest energy distance first" if "energy" in table else "Our scores"
+    caption = caption if not several else caption.replace("Our scores", "Scores of every prediction")
     text = "The same values, at full precision, are in metrics.csv."
     if len(cut) < len(table):
-        text = f"Shown are the first {len(cut):,} conditions; all {len(table):,} are in metrics.csv."
+        text = f"Shown are the first {len(cut):,} {'rows' if several else 'conditions'}; all {len(table):,} are in metrics.csv."
     return *heading, box + html.table("every", columns, rows, caption=caption, tall=True) + html.paragraph(
         text, "hint"
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from perturbdiff_jax.evaluation import glossary
-from perturbdiff_jax.evaluation.glossary import CEILING, HEADLINE, OURS
+from perturbdiff_jax.evaluation.glossary import CEILING, HEADLINE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def count(models: dict, model: str, metric: str) -> int | None:
 
 
 def baselines(models: dict) -> list[str]:
-    return [model for model in models if model not in (OURS, CEILING)]
+    return [model for model in models if model not in (*glossary.predictions(), CEILING)]
 
 
 def best(models: dict, metric: str, among: list[str]) -> str | None:
@@ -73,7 +73,7 @@ def best(models: dict, metric: str, among: list[str]) -> str | None:
 
 def standing(models: dict, metric: str) -> Standing | None:
     """Our standing on `metric`; None when we have no value or the metric has no direction."""
-    ours = entry(models, OURS, metric)
+    ours = entry(models, glossary.ours(), metric)
     if math.isnan(ours[0]) or not glossary.metric(metric).better:
         return None
     rival = best(models, metric, baselines(models))
@@ -116,7 +116,8 @@ def _headline(items: list[Standing]) -> str:
         if labels := [glossary.metric(item.metric).words for item in items if belongs(item)]:
             rival = "the best baseline" if not parts else "it"
             parts.append(f"{words.format(it=rival)} {_listed(labels)}")
-    return f"PerturbDiff {'; it '.join(parts)}."
+    who = "PerturbDiff" if glossary.ours() == glossary.OURS else glossary.ours()
+    return f"{who} {'; it '.join(parts)}."
 
 
 def _tally(items: list[Standing]) -> str:
@@ -176,7 +177,7 @@ def win_rates(table: pd.DataFrame, models: dict) -> pd.DataFrame:
 def paired(table: pd.DataFrame, metric: str, rival: str) -> pd.DataFrame:
     """Columns cell_type, perturbation, ours, rival: the conditions where both have a value of `metric`."""
     keys = ["cell_type", "perturbation"]
-    sides = {"ours": OURS, "rival": rival}
+    sides = {"ours": glossary.ours(), "rival": rival}
     ours, other = (
         table.loc[table["model"] == model, [*keys, metric]].rename(columns={metric: side})
         for side, model in sides.items()
