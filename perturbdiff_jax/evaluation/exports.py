@@ -100,5 +100,5 @@ def _command(kind: str, folder: pathlib.Path, name: str, keys: Keys) -> str:
         words += ["--control-pert", keys.control]
         words += ["--celltype-col", keys.cell_type] if keys.cell_type else []
     else:  # it knows no cell types: they are scored together, as our pooled rows are
-        words += ["--control", keys.control, "--input-type", "lognorm"]
+        words += ["--control", keys.control, "--input-type", "lognorm", "--set", "de.backend=pdex"]
     return shlex.join([*words, "-o", str(folder / f"{name}.scores")])

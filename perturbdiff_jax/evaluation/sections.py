@@ -159,7 +159,8 @@ def rows_section(results: Results):
     caption = caption if not several else caption.replace("Our scores", "Scores of every prediction")
     text = "The same values, at full precision, are in metrics.csv."
     if len(cut) < len(table):
-        text = f"Shown are the first {len(cut):,} {'rows' if several else 'conditions'}; all {len(table):,} are in metrics.csv."
+        what = "rows" if several else "conditions"
+        text = f"Shown are the first {len(cut):,} {what}; all {len(table):,} are in metrics.csv."
     return *heading, box + html.table("every", columns, rows, caption=caption, tall=True) + html.paragraph(
         text, "hint"
     )

@@ -97,3 +97,23 @@ def store_of(adata, split=lambda name, cell_type, batch: "test" if batch == "y" 
         read=lambda start, stop: sp.csr_matrix(log.X)[start:stop],
         **vocabulary,
     )
+
+
+def foreign(adata, seed=5, **options):
+    """Another tool's file: noise of its own, no account of how it was made, spoilt control cells."""
+    pred = prediction(adata, seed=seed, **options)
+    del pred.uns["perturbdiff"]
+    dense = pred.X.toarray()
+    dense[(pred.obs["pert"] == "control").to_numpy()] += 1.75
+    pred.X = sp.csr_matrix(dense)
+    return pred
+
+
+def evaluated(output, pred, real=None, said=None, **options):
+    """evaluate() of the screen with its columns named, quiet; the lines that it says go into `said`."""
+    from perturbdiff_jax.evaluation.evaluate import evaluate
+
+    keys = {"perturbation_key": "pert", "cell_type_key": "type", "batch_key": "lot"}
+    echo = (lambda _: None) if said is None else said.append
+    real = screen() if real is None else real
+    return evaluate(pred, real, output, control="control", echo=echo, **(keys | options))
