@@ -70,7 +70,8 @@ def evaluate(
 
     pred: h5ad path or AnnData, log1p-normalised, all draws pooled; its control cells are not scored. A mapping
     {name: path or AnnData} scores several at once, on the conditions and genes that all of them have; the first
-    is the one that the gene table, the plane of cells and the report's page are about.
+    is the one that the gene table, the plane of cells and the report's page are about. summary.json has the
+    means over all rows ("models"), per cell type where there are several ("cell_types") and "pooled" ones.
     real: h5ad path, AnnData (log1p-normalised or raw counts) or a store directory (its test groups). Real
     cells are restricted to the (perturbation, cell type[, batch]) triples of pred; the real control cells of
     those contexts serve both sides, for every model. Raw counts are normalised to pred's
@@ -91,6 +92,7 @@ def evaluate(
     output = pathlib.Path(output)
     if output.exists() and not output.is_dir():
         raise RequestError(f"output {output} is a file; give a directory.")
+    export = (export,) if isinstance(export, str) else tuple(export)
     exports.check_formats(export)
     tables = RealTables(output / FOLDER if cache is None else cache, echo)
     sources = named(pred)
@@ -122,6 +124,11 @@ def evaluate(
 
     rule = model_rows.Rule(control, celleval.installed(), is_log1p, tables)
     found = model_rows.score_all(contexts, cells, rivals, rule, seed=seed, pooled=pooled, echo=echo)
+    if tables.read:
+        total = tables.read + tables.computed
+        echo(
+            f"real cells' differential expression: {tables.read} of {total} tables read from {tables.directory}"
+        )
     summary = summarise(found.rows, seed)
     summaries = {"models": summary}
     if len(contexts) > 1:

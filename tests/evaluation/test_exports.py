@@ -139,6 +139,12 @@ def test_energy_tells_populations_of_one_mean_apart(tmp_path, monkeypatch):
     assert (other["energy"] > 5 * ours["energy"]).all()
 
 
+def test_one_tool_may_be_given_as_a_word(tmp_path, monkeypatch):
+    monkeypatch.setattr(celleval, "installed", lambda: False)
+    evaluated(tmp_path, prediction(screen()), export="cell-eval")
+    assert (tmp_path / "cell-eval" / "perturbdiff.pred.h5ad").exists()
+
+
 def test_an_unknown_tool_is_refused_first(tmp_path):
     with pytest.raises(RequestError, match=r"(?s)cell-evil.*cell-eval, cell-eval2"):
         evaluated(tmp_path / "out", prediction(screen()), export=["cell-evil"])

@@ -1,5 +1,6 @@
 """Kept differential expression of real cells: found again by content, made anew when damaged, computed once."""
 
+import io
 import pickle
 
 import numpy as np
@@ -9,7 +10,7 @@ from toy_cells import evaluated, foreign, prediction, screen
 
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.evaluation import celleval, real_tables
-from perturbdiff_jax.evaluation.contexts import as_cells
+from perturbdiff_jax.evaluation.contexts import Context, as_cells
 from perturbdiff_jax.evaluation.real_tables import RealTables, content_key
 
 pl = pytest.importorskip("polars")
@@ -82,11 +83,18 @@ def flip(data):
     return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
 
+def parquet(table):
+    buffer = io.BytesIO()
+    table.write_parquet(buffer)
+    return buffer.getvalue()
+
+
 DAMAGE = {
     "a bit": flip,
     "cut short": lambda data: data[:-40],
     "empty": lambda data: b"",
     "a pickle": lambda data: pickle.dumps({"target": 1}),
+    "other numbers": lambda data: parquet(TABLE.with_columns(p_value=pl.lit(0.01))),
 }
 
 
@@ -129,6 +137,21 @@ def test_a_file_in_the_directorys_place_is_refused_before_anything(tmp_path):
 
 
 @needs_celleval
+def test_settings_and_versions_are_part_of_the_key(tmp_path, monkeypatch):
+    context = Context("A", ("a", "b", "c", "d"), {"x": cells(3, 8)}, {("x", "P1"): cells(1, 8)})
+
+    def computed(**options):
+        tables = RealTables(tmp_path, print)
+        celleval.ContextScorer(context, "control", tables=tables, **options)
+        return tables.computed
+
+    assert [computed(), computed()] == [1, 0]
+    assert [computed(is_log1p=False), computed(is_log1p=False)] == [1, 0]
+    monkeypatch.setattr(celleval, "versions", lambda: {"cell-eval": "9.0", "pdex": "9.0"})
+    assert [computed(), computed()] == [1, 0]
+
+
+@needs_celleval
 def test_real_cells_are_tested_once_for_all_models_and_later_calls(tmp_path, monkeypatch):
     raw = screen()
     calls = []
@@ -153,6 +176,9 @@ def test_real_cells_are_tested_once_for_all_models_and_later_calls(tmp_path, mon
     assert again.settings["real_de_tables"] == {"read": 4, "computed": 0}
     fresh = evaluated(tmp_path / "c", other)
     assert again.rows.equals(fresh.rows) and (tmp_path / "c" / "real_de").is_dir()
+    said = []
+    evaluated(tmp_path / "b", other, said=said, cache=tmp_path / "cache")
+    assert any("differential expression: 4 of 4 tables read" in line for line in said)
     changed = raw.copy()
     changed.X[0, 0] += 1.0  # an A / x control: not evaluated
     at = int(np.flatnonzero((raw.obs["lot"] == "y") & (raw.obs["type"] == "B"))[0])

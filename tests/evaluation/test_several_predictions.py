@@ -68,6 +68,16 @@ def test_every_file_names_every_prediction(tmp_path):
     assert "(state)" not in text  # no prediction is another's baseline
 
 
+def test_a_single_named_one_keeps_the_files_of_a_single_one(tmp_path):
+    raw = screen()
+    found = evaluated(tmp_path / "run", {"state": foreign(raw)})
+    assert list(found.summary) == ["state", "control", "ceiling"]
+    own = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    assert list(own.columns) == ["cell_type", "perturbation", *METRICS] and len(own) == 6
+    text = write_report(tmp_path / "run").read_text()
+    assert "<tr class=ours>" in text and "perturbdiff</span>" not in text
+
+
 def test_only_conditions_that_all_have_are_scored(tmp_path):
     raw = screen()
     said = []
@@ -123,7 +133,7 @@ NAMES = {
     "empty": ({"": 1}, "not allowed"),
     "a path": ({"../a": 1}, "not allowed"),
     "two lines": ({"a\nb": 1}, "not allowed"),
-    "the same but for case": ({"a": 1, "A": 2}, "are the same"),
+    "the same but for case": ({"A": 1, "a": 2}, "are the same"),
     "none": ({}, "no prediction"),
 }
 
