@@ -109,6 +109,13 @@ def foreign(adata, seed=5, **options):
     return pred
 
 
+def numbered(adata):
+    """A copy whose genes are numbers, as STATE writes them."""
+    out = adata.copy()
+    out.var_names = [str(i) for i in range(adata.n_vars)]
+    return out
+
+
 def evaluated(output, pred, real=None, said=None, **options):
     """evaluate() of the screen with its columns named, quiet; the lines that it says go into `said`."""
     from perturbdiff_jax.evaluation.evaluate import evaluate
