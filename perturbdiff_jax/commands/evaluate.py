@@ -15,6 +15,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
         "--pred",
         required=True,
         nargs="+",
+        action="extend",
         metavar="[NAME=]PRED.h5ad",
         help="predictions of any tool; several are named and scored on what all of them have",
     )

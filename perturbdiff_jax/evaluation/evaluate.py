@@ -116,6 +116,12 @@ def evaluate(
         echo=echo,
     )
     echo(normalisation)
+    order = predicted.order_check(contexts)
+    for name, correlation in order.items():
+        echo(
+            f"genes by position: {name}: its mean correlates {correlation:g} over genes with the real control cells "
+            "(a wrong order of genes gives about 0)"
+        )
     if not celleval.installed():
         echo(celleval.MISSING)
     cells = _by_name(predicted, contexts)
@@ -152,6 +158,7 @@ def evaluate(
         "predictions": {name: {**predicted.account[name], **counts["predictions"][name]} for name in cells},
         **counts["predictions"][first],
         **counts["real"],
+        "genes_by_position_correlation": order,
         "conditions_left_out": predicted.left_out,
         "conditions_not_in_real": len(predicted.conditions) - counts["real"]["conditions"],
         "real_de_tables": {"read": tables.read, "computed": tables.computed},

@@ -9,15 +9,16 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import anndata as ad
 import numpy as np
 
 from perturbdiff_jax.errors import RequestError, shorten
 from perturbdiff_jax.evaluation.baselines import TRAINED_BASELINES
-from perturbdiff_jax.evaluation.contexts import Context, Prediction
+from perturbdiff_jax.evaluation.contexts import Context, Prediction, stack
 from perturbdiff_jax.evaluation.inputs import Keys, Side, read_predicted
+from perturbdiff_jax.evaluation.metrics import mean_of, pearson
 from perturbdiff_jax.evaluation.real_cells import Triple, triples
 from perturbdiff_jax.evaluation.summary import CEILING, OURS
 
@@ -40,6 +41,19 @@ class Predicted:
     target_sum: float | None
     account: Mapping[str, dict]
     left_out: list[str]  # conditions that not all of them have: "perturbation / cell type / batch"
+
+    def order_check(self, contexts: Sequence[Context]) -> dict[str, float]:
+        """By name, Pearson correlation over genes of the mean predicted with the mean real control cell.
+
+        Only of predictions whose genes were numbers: that their order is the real file's is a claim of whoever
+        says so, and a wrong order gives a correlation near 0.
+        """
+        control = mean_of(stack(context.pooled_control() for context in contexts))
+        return {
+            name: round(pearson(mean_of(side.cells), control), 3)
+            for name, side in self.sides.items()
+            if self.account[name]["genes_by_position"]
+        }
 
     def cells_for(self, context: Context) -> dict[str, Prediction]:
         """By name, the cells of the context's conditions."""

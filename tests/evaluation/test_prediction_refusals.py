@@ -1,12 +1,14 @@
 """Names and files of predictions that are refused, on one or two lines, and the command line's words for them."""
 
+import argparse
+
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
 from toy_cells import evaluated, foreign, numbered, prediction, screen
 
-from perturbdiff_jax.commands.evaluate import predictions
+from perturbdiff_jax.commands.evaluate import fill, predictions
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.evaluation import celleval, predicted
 
@@ -65,12 +67,12 @@ def strangers(adata):
 
 
 BROKEN = {
-    "counts": (integers, ["'state'", "X", "whole numbers", "log1p"]),
-    "negative": (negative, ["'state'", "X", "'p7'", "'g2'", "-0.25", ">= 0"]),
+    "counts": (integers, ["'state'", "state.h5ad", "X", "whole numbers", "log1p"]),
+    "negative": (negative, ["'state'", "state.h5ad", "X", "'p7'", "'g2'", "-0.25", ">= 0"]),
     "other gene names": (strangers, ["var_names", "only 0 genes", "ENSG0", "g0"]),
     "no control": (
         lambda p: p[(p.obs["pert"] != "control").to_numpy()].copy(),
-        ["'state'", "'pert'", "'control'", "P1"],
+        ["'state'", "state.h5ad", "'pert'", "'control'", "P1"],
     ),
     "other perturbations": (
         lambda p: p[p.obs["pert"].isin(["control"]).to_numpy()].copy(),
@@ -101,6 +103,11 @@ def test_words_of_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "k=1.h5ad").write_text("")
     assert predictions(["k=1.h5ad"]) == "k=1.h5ad"
+    parser = argparse.ArgumentParser()
+    fill(parser)
+    rest = ["--real", "r", "--output", "o", "--perturbation-key", "p", "--control", "c"]
+    twice = parser.parse_args(["--pred", "a=1.h5ad", "--pred", "b=2.h5ad", "c=3.h5ad", *rest])
+    assert predictions(twice.pred) == {"a": "1.h5ad", "b": "2.h5ad", "c": "3.h5ad"}
     for words, said in (
         (["a.h5ad", "state=b.h5ad"], "NAME=PRED.h5ad"),
         (["a=1.h5ad", "a=2.h5ad"], "'a' is given to"),

@@ -111,6 +111,10 @@ def test_numbered_genes_need_the_flag_and_then_score_as_if_named(tmp_path):
     named = evaluated(tmp_path / "named", {**sources, "state": foreign(raw)})
     pd.testing.assert_frame_equal(found.rows, named.rows)
     assert any("by position" in line and "state" in line for line in said)
+    assert found.settings["genes_by_position_correlation"]["state"] > 0.8
+    turned = numbered(foreign(raw)[:, GENES[::-1]].copy())
+    wrong = evaluated(tmp_path / "wrong", {**sources, "state": turned}, genes_by_position=True)
+    assert abs(wrong.settings["genes_by_position_correlation"]["state"]) < 0.5
     short = {**sources, "state": numbered(foreign(raw)[:, :30].copy())}
     with pytest.raises(RequestError, match="30 genes, but the real file has 40"):
         evaluated(tmp_path / "refused", short, genes_by_position=True)
