@@ -29,7 +29,7 @@ FLOORS = (
     {"bundle", "settings"},
     {"step", "checkpoint", "placement"},
     {"vocabulary", "controls", "design", "population", "direct", "run_record"},
-    {"predictions", "validation", "run_setup"},
+    {"predictions", "validation", "run_setup", "draws"},
     {"predict", "released", "loop"},
     {"train", "convert"},
     {"main"},

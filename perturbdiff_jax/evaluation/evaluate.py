@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 import pandas as pd
 
 from perturbdiff_jax.errors import RequestError, shorten
-from perturbdiff_jax.evaluation import celleval, exports, model_rows
+from perturbdiff_jax.evaluation import calibration, celleval, exports, model_rows
 from perturbdiff_jax.evaluation.baselines import Training, training_of
 from perturbdiff_jax.evaluation.columns import find_keys, open_store, real_look
 from perturbdiff_jax.evaluation.contexts import pool
@@ -70,8 +70,8 @@ def evaluate(
 
     pred: h5ad path or AnnData, log1p-normalised, all draws pooled; its control cells are not scored. A mapping
     {name: path or AnnData} scores several at once, on the conditions and genes that all of them have; the first
-    is the one that the gene table, the plane of cells and the report's page are about. summary.json has the
-    means over all rows ("models"), per cell type where there are several ("cell_types") and "pooled" ones.
+    is the one that the gene table, the plane of cells, the calibration of draws and the page are about. summary.json
+    has the means over all rows ("models"), per cell type where there are several ("cell_types") and "pooled" ones.
     real: h5ad path, AnnData (log1p-normalised or raw counts) or a store directory (its test groups). Real
     cells are restricted to the (perturbation, cell type[, batch]) triples of pred; the real control cells of
     those contexts serve both sides, for every model. Raw counts are normalised to pred's
@@ -143,6 +143,9 @@ def evaluate(
         summaries["pooled"] = summarise(found.pooled, seed)
     counts = _cell_counts(contexts, cells)
     first = next(iter(cells))
+    drawn = pd.concat(calibration.calibrate(predicted.draws_for(first, one), one) for one in contexts)
+    if len(drawn):
+        summaries["calibration"] = calibration.summary(drawn, seed)
     settings = {
         "keys": dataclasses.asdict(keys),
         "seed": seed,
@@ -172,9 +175,10 @@ def evaluate(
         control,
         model_rows.generator(seed, "projection"),
     )
-    write_all(output, found, summaries, settings, plane)
+    write_all(output, found, summaries, settings, plane, drawn)
     exports.write_exports(output, export, contexts, cells, keys, echo)
-    for line in [*table(summary), *_verdicts(summary, list(cells)), *notes(settings)]:
+    told = calibration.lines(drawn) if len(drawn) else []
+    for line in [*table(summary), *_verdicts(summary, list(cells)), *told, *notes(settings)]:
         echo(line)
     echo(f"results: {output}")
     return Evaluation(found.rows, summary, settings, output, found.pooled)

@@ -21,6 +21,7 @@ from perturbdiff_jax.evaluation.contexts import NO_BATCH, as_cells
 
 LARGEST_LOG = 15.0  # log1p of a normalised value stays below; cell-eval refuses more
 FIELDS = ("perturbation", "cell_type", "batch")
+DRAW = "draw"  # obs column: which of several populations of its condition a predicted cell belongs to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,10 @@ def open_file(source, what: str) -> tuple[ad.AnnData, str]:
 
 
 def conditions_of(obs: pd.DataFrame, keys: Keys, name: str) -> pd.DataFrame:
-    """Columns perturbation, cell_type, batch (text) of every cell; refuses missing columns and labels."""
+    """Columns perturbation, cell_type, batch (text) of every cell; refuses missing columns and labels.
+
+    A column `draw` of whole numbers, as predictions of ours have it, is kept too.
+    """
     columns = {"perturbation": keys.perturbation, "cell_type": keys.cell_type, "batch": keys.batch}
     found = {}
     for field, column in columns.items():
@@ -77,6 +81,8 @@ def conditions_of(obs: pd.DataFrame, keys: Keys, name: str) -> pd.DataFrame:
     if keys.dose is not None and keys.dose in obs.columns:
         found["perturbation"] = _with_dose(found["perturbation"], obs[keys.dose], keys.control)
     frame = pd.DataFrame(found)
+    if DRAW in obs.columns and pd.api.types.is_integer_dtype(obs[DRAW]):
+        frame[DRAW] = obs[DRAW].to_numpy()
     if not (frame["perturbation"] == keys.control).any():
         raise RequestError(
             f"{name}: obs column {keys.perturbation!r} has no control cells {keys.control!r}.\n"

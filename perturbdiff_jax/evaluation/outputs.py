@@ -24,6 +24,7 @@ SUMMARY_FILE = "summary.json"
 POOLED_FILE = "metrics_pooled.csv"
 DE_FILE = "de.csv.gz"
 PCA_FILE = "pca.csv"
+CALIBRATION_FILE = "calibration.csv"
 
 
 def package_versions() -> dict[str, str | None]:
@@ -56,12 +57,14 @@ def write_all(
     summaries: Mapping[str, object],
     settings: dict,
     plane: pd.DataFrame,
+    drawn: pd.DataFrame,
 ) -> None:
     """Writes metrics.csv, metrics_all.csv, summary.json, pca.csv and, where they exist, the other tables.
 
-    metrics.csv has the rows of the predictions, with a column `model` when they are several; metrics_all.csv
-    those of all models; metrics_pooled.csv those over all cell types together; de.csv.gz the first prediction's
-    genes. `summaries` go into summary.json beside `settings`, whose "predictions" name the predictions.
+    metrics.csv has the rows of the predictions, with a column `model` when they are several; metrics_all.csv those of
+    all models; metrics_pooled.csv those over all cell types together; de.csv.gz the first prediction's genes;
+    calibration.csv what several draws of it (`drawn`) know of their spread. `summaries` go into summary.json beside
+    `settings`, whose "predictions" name the predictions.
     """
     output.mkdir(parents=True, exist_ok=True)
     names = list(settings["predictions"])
@@ -83,6 +86,8 @@ def write_all(
     if found.pooled is not None:
         pooled = found.pooled[["model", "perturbation", *METRICS]]
         writers[POOLED_FILE] = lambda path: pooled.to_csv(path, index=False)
+    if len(drawn):
+        writers[CALIBRATION_FILE] = lambda path: drawn.to_csv(path, index=False, float_format="%.6g")
     temporary = {name: output / f".{name}.{os.getpid()}.tmp" for name in writers}
     try:
         for name, write in writers.items():
@@ -92,5 +97,5 @@ def write_all(
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
-    for name in {DE_FILE, POOLED_FILE} - set(writers):
+    for name in {DE_FILE, POOLED_FILE, CALIBRATION_FILE} - set(writers):
         (output / name).unlink(missing_ok=True)

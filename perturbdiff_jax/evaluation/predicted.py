@@ -17,7 +17,7 @@ import numpy as np
 from perturbdiff_jax.errors import RequestError, shorten
 from perturbdiff_jax.evaluation.baselines import TRAINED_BASELINES
 from perturbdiff_jax.evaluation.contexts import Context, Prediction, stack
-from perturbdiff_jax.evaluation.inputs import Keys, Side, read_predicted
+from perturbdiff_jax.evaluation.inputs import DRAW, FIELDS, Keys, Side, read_predicted
 from perturbdiff_jax.evaluation.metrics import mean_of, pearson
 from perturbdiff_jax.evaluation.real_cells import Triple, triples
 from perturbdiff_jax.evaluation.summary import CEILING, OURS
@@ -58,6 +58,17 @@ class Predicted:
     def cells_for(self, context: Context) -> dict[str, Prediction]:
         """By name, the cells of the context's conditions."""
         return {name: _cells_for(side, context) for name, side in self.sides.items()}
+
+    def draws_for(self, name: str, context: Context) -> dict[int, Prediction]:
+        """By number of the draw, the cells of the context's conditions; empty when the file tells no draws."""
+        side = self.sides[name]
+        if DRAW not in side.conditions:
+            return {}
+        parts = side.conditions.groupby(DRAW, sort=True).indices
+        return {
+            int(draw): _cells_for(Side(side.cells[rows], side.conditions.iloc[rows], side.genes), context)
+            for draw, rows in parts.items()
+        }
 
 
 def named(pred) -> dict[str, object]:
@@ -210,7 +221,8 @@ def _tell(account, genes: int, conditions: int, left_out: list[str], echo) -> No
 def _restrict(side: Side, genes: tuple[str, ...], conditions: frozenset[Triple]) -> Side:
     """The side's cells of `conditions`, with its columns in the order of `genes`."""
     cells, table = side.cells, side.conditions
-    keep = np.array([row in conditions for row in table.itertuples(index=False, name=None)], dtype=bool)
+    rows = table[list(FIELDS)].itertuples(index=False, name=None)
+    keep = np.array([row in conditions for row in rows], dtype=bool)
     if not keep.all():
         cells, table = cells[np.flatnonzero(keep)], table[keep].reset_index(drop=True)
     if genes != side.genes:

@@ -10,7 +10,14 @@ import tempfile
 import time
 
 from perturbdiff_jax.errors import RequestError
-from perturbdiff_jax.evaluation import glossary, page, picture_sections, run_files, sections
+from perturbdiff_jax.evaluation import (
+    calibration_figures,
+    glossary,
+    page,
+    picture_sections,
+    run_files,
+    sections,
+)
 
 _ORDER = (
     sections.verdict_section,
@@ -21,6 +28,7 @@ _ORDER = (
     picture_sections.scatter_section,
     picture_sections.cells_section,
     picture_sections.genes_section,
+    calibration_figures.uncertainty_section,
     sections.rows_section,
 )
 
@@ -29,8 +37,8 @@ def write_report(workdir: str | os.PathLike, output: str | os.PathLike | None = 
     """Writes the report of a run (or of an evaluation alone) as one HTML file and returns its path.
 
     The page holds run facts, a verdict in words, the metric table with intervals, radar, learning curves,
-    conditions against the best baseline, cells in one PCA, recovery of differential expression and a
-    searchable table. Figures need matplotlib (the extra `[eval]`); without it the tables are still there.
+    conditions against the best baseline, cells in one PCA, recovery of differential expression, the spread of
+    draws and a searchable table. Figures need matplotlib (the extra `[eval]`); without it the tables are still there.
 
     Args:
       workdir: directory with any of `run_files.FILES`.

@@ -12,12 +12,13 @@ import pandas as pd
 
 from perturbdiff_jax.evaluation.glossary import OURS
 
-_KEYS = ("model", "cell_type", "perturbation", "gene", "kind")
+_KEYS = ("model", "cell_type", "batch", "perturbation", "gene", "kind")
 _TABLES = {
     "metrics": ("metrics.csv", ("perturbation",)),
     "metrics_all": ("metrics_all.csv", ("model", "perturbation")),
     "de": ("de.csv.gz", ("perturbation", "gene", "real_padj", "pred_padj")),
     "pca": ("pca.csv", ("perturbation", "kind", "pc1", "pc2")),
+    "calibration": ("calibration.csv", ("perturbation", "coverage_80", "energy_between_draws")),
 }
 _RECORDS = {"config": "config.json", "run": "run.json", "summary": "summary.json"}
 _LOG = "logs/metrics.jsonl"
@@ -31,6 +32,8 @@ _WHY = {
     "de": "Differential expression is not shown: {file} is not there. It needs cell-eval: install the extra "
     "`perturbdiff_jax[eval]` and run `perturbdiff evaluate` again.",
     "pca": "Cells are not drawn: {file} is not there (written by `perturbdiff evaluate`).",
+    "calibration": "Uncertainty is not judged: {file} is not there, because each condition was predicted once. Predict "
+    "with `--draws 8` and evaluate again to see whether the spread between draws is that of real batches.",
 }
 FILES = (*_RECORDS.values(), _LOG, *(name for name, _ in _TABLES.values()))
 
@@ -49,6 +52,7 @@ class Results:
     metrics_all: pd.DataFrame | None = None  # the same with `model`
     de: pd.DataFrame | None = None
     pca: pd.DataFrame | None = None
+    calibration: pd.DataFrame | None = None  # one row per condition that several draws predict
     absent: dict[str, str] = dataclasses.field(default_factory=dict)  # part -> sentence saying why
     notes: list[str] = dataclasses.field(default_factory=list)
 

@@ -65,6 +65,7 @@ def write_run(
     _scores(path, conditions, ("perturbdiff", *baselines, "ceiling"), rng, missing)
     _cells(path, conditions, rng, cells)
     _genes(path, conditions, rng, genes)
+    _draws(path, conditions, rng)
     _log(path, rng, steps)
     _records(path, steps, len(conditions), genes)
     return path
@@ -121,6 +122,15 @@ def _cells(path, conditions, rng, cells):
         rows += [(cell_type, "control", "control", *point) for point in points]
     columns = ["cell_type", "perturbation", "kind", "pc1", "pc2"]
     pd.DataFrame(rows, columns=columns).to_csv(path / "pca.csv", index=False)
+
+
+def _draws(path, conditions, rng):
+    table = conditions.assign(batch="B1", draws=8, genes=20)
+    for name, level in (("coverage_50", 0.4), ("coverage_80", 0.7), ("coverage_95", 0.9)):
+        table[name] = np.clip(level + 0.1 * rng.normal(size=len(table)), 0, 1)
+    for name in ("spread", "error", "energy_between_draws", "energy_between_batches", "energy_to_real"):
+        table[name] = rng.uniform(0.01, 0.1, len(table))
+    table.to_csv(path / "calibration.csv", index=False)
 
 
 def _genes(path, conditions, rng, genes):

@@ -15,7 +15,18 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from fake_run import NASTY, write_run
 from html_document import Document, read
 
-SECTIONS = ("verdict", "run", "metrics", "radar", "curves", "conditions", "cells", "genes", "rows")
+SECTIONS = (
+    "verdict",
+    "run",
+    "metrics",
+    "radar",
+    "curves",
+    "conditions",
+    "cells",
+    "genes",
+    "uncertainty",
+    "rows",
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +79,7 @@ def test_user_text_is_escaped_and_complete(full, workdir):
 def test_every_figure_has_a_text_and_every_column_a_button(full):
     figures_there = sum(tag == "figure" for tag, _ in full.tags)
     images = [a for tag, a in full.tags if tag == "div" and a.get("role") == "img"]
-    assert figures_there == len(images) == 3 + 1 + 4 + 3 + 4 + 4
+    assert figures_there == len(images) == 3 + 1 + 4 + 3 + 4 + 4 + 2
     assert all(len(a["aria-label"]) > 20 for a in images)
     assert sum(tag == "th" and a.get("scope") == "col" for tag, a in full.tags) == sum(
         tag == "button" for tag, _ in full.tags
@@ -161,7 +172,7 @@ def test_without_matplotlib_the_tables_remain(workdir, tmp_path, no_pictures):
     page = read(write_report(workdir, tmp_path / "a" / "b.html"))
     assert "matplotlib is not installed" in page.words() and "perturbdiff_jax[eval]" in page.words()
     assert not [tag for tag, _ in page.tags if tag == "figure"]
-    assert sum(tag == "table" for tag, _ in page.tags) == 4
+    assert sum(tag == "table" for tag, _ in page.tags) == 5
 
 
 def test_a_long_table_is_cut_and_says_so(tmp_path, no_pictures, monkeypatch):

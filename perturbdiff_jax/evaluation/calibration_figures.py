@@ -1,0 +1,120 @@
+"""The report's section about uncertainty, with its pictures: what several draws of a condition know of their spread."""
+
+import numpy as np
+import pandas as pd
+
+from perturbdiff_jax.evaluation import drawing, glossary, verdict
+from perturbdiff_jax.evaluation import page as html
+from perturbdiff_jax.evaluation.calibration import COVERAGE
+from perturbdiff_jax.evaluation.drawing import INK, MUTED, Panel, canvas, to_svg
+from perturbdiff_jax.evaluation.page import Cell, Column
+from perturbdiff_jax.evaluation.picture_sections import MOST_ROWS, NO_PICTURES
+from perturbdiff_jax.evaluation.run_files import Results
+from perturbdiff_jax.evaluation.spread import LEVELS
+from perturbdiff_jax.evaluation.summary import interval
+
+
+def uncertainty_section(results: Results):
+    """Coverage of the draws' intervals and their distances beside those of real batches."""
+    heading, rows = ("uncertainty", "Uncertainty"), results.calibration
+    if rows is None:
+        return *heading, html.absent(results.absent["calibration"])
+    draws = rows["draws"].median()
+    text = (
+        f"Every condition was predicted {draws:.0f} times; each draw is a population of its own. If draws are as far "
+        "apart as real batches are, an interval holds the mean change of another population of the condition with the "
+        "probability that it names. Points below the diagonal mean that the draws are too sure of themselves."
+    )
+    parts = [html.paragraph(text)]
+    if drawing.available():
+        parts.append(html.panels([panel for panel in (coverage(rows), distances(rows)) if panel]))
+    else:
+        parts.append(html.absent(NO_PICTURES))
+    names = {
+        **{
+            name: Column(f"{100 * level:g} % holds", "Share of genes whose real change lies in the interval")
+            for name, level in zip(COVERAGE, LEVELS)
+        },
+        "spread": Column("Spread", "Standard deviation of the mean between draws, mean over genes"),
+        "error": Column("Error", "|real change - mean of draws|, mean over genes", -1),
+        "energy_between_draws": Column("Between draws", "Half energy distance"),
+        "energy_between_batches": Column("Between batches", "Half energy distance of real batches"),
+        "energy_to_real": Column("To real", "Half energy distance of draws and real cells", -1),
+    }
+    cut = rows.head(MOST_ROWS)
+    body = [
+        [html.escape(row["perturbation"]), html.escape(row["cell_type"]), html.escape(str(row["batch"]))]
+        + [Cell(_text(name, row[name]), float(row[name])) for name in names]
+        for row in cut.to_dict("records")
+    ]
+    columns = [Column(name, number=False) for name in ("Perturbation", "Cell type", "Batch")]
+    table = html.table(
+        "uncertain",
+        [*columns, *names.values()],
+        body,
+        caption=f"Uncertainty by condition, {len(cut):,} of {len(rows):,}",
+        tall=True,
+    )
+    parts.append(html.fold("Every condition in numbers", table))
+    return *heading, "".join(parts)
+
+
+def coverage(rows: pd.DataFrame) -> Panel:
+    """Share of genes that intervals hold against the level that they name."""
+    color = glossary.style(glossary.ours())[0]
+    found = [interval(rows[name].to_numpy(dtype=float)) for name in COVERAGE]
+    with canvas() as (figure, axes):
+        axes.plot([0, 100], [0, 100], "--", color=MUTED, lw=1.0)
+        for level, value in zip(LEVELS, found):
+            axes.plot(
+                [100 * level] * 2, [100 * value["low"], 100 * value["high"]], color=color, lw=2.4, alpha=0.5
+            )
+        axes.plot(
+            [100 * level for level in LEVELS], [100 * value["mean"] for value in found], "o-", color=color
+        )
+        axes.set_xlim(0, 100)
+        axes.set_ylim(0, 100)
+        axes.set_xlabel("the interval says, %")
+        axes.set_ylabel("it holds, % of genes")
+        svg = to_svg(figure, "uc-coverage")
+    listed = ", ".join(
+        f"{100 * level:g} % intervals hold {100 * value['mean']:.0f} %" for level, value in zip(LEVELS, found)
+    )
+    return Panel(svg, "Do intervals hold what they say?", f"Coverage of intervals over genes: {listed}.")
+
+
+def distances(rows: pd.DataFrame) -> Panel | None:
+    """Energy distance between draws of a condition, beside that between real batches, or else to the real cells."""
+    beside = "energy_between_batches"
+    if not np.isfinite(rows[beside]).any():
+        beside = "energy_to_real"
+    x, y = rows[beside], rows["energy_between_draws"]
+    keep = np.isfinite(x) & np.isfinite(y)
+    if not keep.any():
+        return None
+    word = "real batches" if beside == "energy_between_batches" else "draws and real cells"
+    end = 1.05 * max(x[keep].max(), y[keep].max())
+    with canvas() as (figure, axes):
+        axes.plot([0, end], [0, end], "--", color=MUTED, lw=1.0)
+        points = axes.scatter(
+            x[keep], y[keep], s=16, color=glossary.style(glossary.ours())[0], alpha=0.7, lw=0
+        )
+        points.set_gid("conditions")
+        axes.set_xlim(0, end)
+        axes.set_ylim(0, end)
+        axes.set_xlabel(f"energy distance, {word}")
+        axes.set_ylabel("energy distance, between draws")
+        axes.title.set_color(INK)
+        tips = [f"{p} / {c}" for p, c in zip(rows["perturbation"][keep], rows["cell_type"][keep])]
+        svg = to_svg(figure, "uc-distances", {"conditions": tips})
+    alt = (
+        f"Half energy distance between draws, median {y[keep].median():.4f}, against that between {word}, median "
+        f"{x[keep].median():.4f}, {int(keep.sum())} conditions."
+    )
+    return Panel(svg, "Are draws as far apart?", alt)
+
+
+def _text(name: str, value: float) -> str:
+    if name in COVERAGE and np.isfinite(value):
+        return f"{100 * value:.0f} %"
+    return verdict.figure(value)
