@@ -11,7 +11,7 @@ from perturbdiff_jax.controls import ControlCells
 from perturbdiff_jax.data.conditions import SPLITS
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import RequestError, unknown
-from perturbdiff_jax.population import Request
+from perturbdiff_jax.set_plan import Request
 from perturbdiff_jax.vocabulary import batch_names, source_code, unknown_batch
 
 CONDITION = ("perturbation", "cell_type", "batch")

@@ -1,47 +1,27 @@
-"""Populations of cells: requests are cut into sets, matched with control cells, and walked in fixed shapes.
+"""Populations of cells: the sets of a plan are walked, in one fixed shape and on all devices of this process.
 
-What a request yields depends on its names, its draw and the seed alone: not on the other requests, their order or
-the number of sets walked together.
+What a request yields depends on its names, its draw and the seed alone: not on the other requests, their order, the
+number of sets walked together or the number of devices.
 """
 
-import dataclasses
-import zlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse as sp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from perturbdiff_jax import rng
 from perturbdiff_jax.diffusion.samplers import SamplerOptions, sample
 from perturbdiff_jax.diffusion.schedule import Schedule
 from perturbdiff_jax.models.mmdit import Denoiser
+from perturbdiff_jax.set_plan import PlannedSet, Request, SetPlan
 from perturbdiff_jax.step import bind
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """`cells` cells of one condition in one context; `controls` [C, G] CSR, log1p, are its control cells."""
-
-    perturbation: str
-    cell_type: str
-    batch: str
-    codes: tuple[int, int, int]  # (perturbation, cell type, batch) in the bundle's vocabularies
-    cells: int
-    controls: sp.csr_matrix
-    draw: int = 0
-    source: int = 0  # input layer, of networks that have several
-
-    @property
-    def address(self) -> int:
-        """Hash of what the request is, for its randomness."""
-        names = (self.perturbation, self.cell_type, self.batch, str(self.draw))
-        return zlib.crc32("\x1f".join(names).encode())
-
-
 class Walker:
-    """The compiled sampler for one network, one walk and one shape: up to sets_per_batch sets [cells_per_set, G]."""
+    """The compiled sampler for one network and one walk: each device walks up to sets_per_batch sets at a time."""
 
     def __init__(
         self,
@@ -54,35 +34,49 @@ class Walker:
         divisor: float,
         seed: int,
         zero_control: bool = False,
+        devices: Sequence[jax.Device] | None = None,
     ):
-        """`zero_control`: the network was trained without control cells and gets none (marginal pretraining)."""
+        """`zero_control`: the network was trained without control cells and gets none (marginal pretraining).
+
+        `devices`: by default all of this process.
+        """
         self.cells_per_set, self.sets_per_batch = cells_per_set, sets_per_batch
         self.divisor, self.seed = divisor, seed
+        devices = jax.local_devices() if devices is None else list(devices)
+        self._mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+        self._walk = compiled(model, schedule, sampler, zero_control, self._mesh)
 
-        def walk(params, control, codes, source, address, index):
-            control = jnp.zeros_like(control) if zero_control else control
-            base = rng.key_for(seed, "sample")
-            fold = jax.vmap(lambda a, i: jax.random.fold_in(jax.random.fold_in(base, a), i))
-            denoise = bind(model, params, codes[:, 0], codes[:, 1], codes[:, 2], source)
-            keys = fold(address, index)
-            return sample(denoise, control, schedule=schedule, options=sampler, keys=keys)
+    def plan(self, requests: Sequence[Request], sets_per_part: int | None = None) -> SetPlan:
+        """How requests are cut: a part is what a device walks at a time; few sets are dealt to all devices."""
+        plan = SetPlan(
+            requests=requests,
+            cells_per_set=self.cells_per_set,
+            sets_per_part=sets_per_part or self.sets_per_batch,
+            seed=self.seed,
+        )
+        share = max(1, -(-plan.sets // self._mesh.size))
+        return plan if sets_per_part or share >= plan.sets_per_part else self.plan(requests, share)
 
-        self._walk = jax.jit(walk)
+    def parts(
+        self, params: dict, plan: SetPlan, numbers: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields (part, its cells [n, G] float32 log1p) for the parts `numbers` of a plan, by default all, in order.
 
-    def sets_of(self, requests: Sequence[Request]) -> int:
-        """Number of sets that requests are cut into."""
-        return sum(-(-request.cells // self.cells_per_set) for request in requests)
-
-    def control_rows(self, request: Request) -> np.ndarray:
-        """Rows of the request's control cells, one per predicted cell, whole sets: successive permutations.
-
-        Permutations use every control cell before any is used twice.
+        At most two batches, of a part for each device, exist at a time: one that is handed out and the next, which
+        the devices walk meanwhile. A part is the same whichever others are walked.
         """
-        wanted = -(-request.cells // self.cells_per_set) * self.cells_per_set
-        available = request.controls.shape[0]
-        stream = np.random.Generator(np.random.Philox(key=[self.seed, request.address]))
-        rounds = [np.argsort(stream.random(available)) for _ in range(-(-wanted // available))]
-        return np.concatenate(rounds)[:wanted].astype(np.int64)
+        numbers = range(plan.parts) if numbers is None else numbers
+        params = jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))
+        base = rng.key_for(self.seed, "sample")
+        before: tuple[Sequence[int], jax.Array] | None = None
+        for first in range(0, len(numbers), self._mesh.size):
+            chunk = numbers[first : first + self._mesh.size]
+            walked = self._walk(params, base, *self._batch(plan, chunk))
+            if before:
+                yield from self._fetched(plan, *before)
+            before = chunk, walked
+        if before:
+            yield from self._fetched(plan, *before)
 
     def __call__(
         self,
@@ -91,36 +85,72 @@ class Walker:
         *,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[Request, np.ndarray, np.ndarray]]:
-        """Yields (request, cells [n, G] float32 log1p, control rows [n]) in the order of `requests`.
+        """Yields whole requests: (request, cells [n, G] float32 log1p, control rows [n]) in the order of `requests`.
 
         `progress` is called with the number of sets done.
         """
-        plan = []  # (request number, set number)
-        rows = {}
-        for number, request in enumerate(requests):
-            rows[number] = self.control_rows(request).reshape(-1, self.cells_per_set)
-            plan += [(number, index) for index in range(len(rows[number]))]
-        parts: dict[int, list[np.ndarray]] = {}
-        width = min(self.sets_per_batch, max(1, len(plan)))  # few sets are not filled up to many
-        for first in range(0, len(plan), width):
-            chunk = plan[first : first + width]
-            found = self._batch(params, requests, rows, chunk, width)
-            for (number, _), cells in zip(chunk, found, strict=True):
-                parts.setdefault(number, []).append(cells)
-                if len(parts[number]) == len(rows[number]):
-                    request, wanted = requests[number], requests[number].cells
-                    yield request, np.concatenate(parts.pop(number))[:wanted], rows[number].ravel()[:wanted]
+        plan = self.plan(requests)
+        cells, rows, done = [], [], 0
+        for number, part in self.parts(params, plan):
+            first = 0
+            for planned in plan.sets_of(number):
+                cells.append(part[first : first + planned.cells])
+                rows.append(plan.control_rows(planned)[: planned.cells])
+                first += planned.cells
+                done += 1
+                if (planned.index + 1) * self.cells_per_set >= planned.request.cells:
+                    yield planned.request, np.concatenate(cells), np.concatenate(rows)
+                    cells, rows = [], []
             if progress:
-                progress(min(first + width, len(plan)))
+                progress(done)
 
-    def _batch(self, params, requests, rows, chunk, width: int) -> np.ndarray:
-        # The last batch is filled with its own first set: one shape, one compilation.
-        filled = chunk + chunk[:1] * (width - len(chunk))
-        control = np.stack([requests[n].controls[rows[n][i]].toarray() for n, i in filled])
-        codes = np.array([requests[n].codes for n, _ in filled], np.int32)
-        source = np.array([requests[n].source for n, _ in filled], np.int32)
-        address = np.array([requests[n].address for n, _ in filled], np.uint32)
-        index = np.array([i for _, i in filled], np.uint32)
-        scaled = jnp.asarray(control.astype(np.float32) / np.float32(self.divisor))
-        cells = self._walk(params, scaled, codes, source, address, index)
-        return np.asarray(cells)[: len(chunk)] * np.float32(self.divisor)
+    def _batch(self, plan: SetPlan, numbers: Sequence[int]) -> list[np.ndarray]:
+        """What the devices walk: a part each. The last part is filled up with its own first set, devices without one
+        repeat the first: one shape, one compilation, and a part has the same company wherever it is walked.
+        """
+        filled: list[PlannedSet] = []
+        for number in [*numbers, *[numbers[0]] * (self._mesh.size - len(numbers))]:
+            sets = plan.sets_of(number)
+            filled += sets + sets[:1] * (plan.sets_per_part - len(sets))
+        control = np.stack([one.request.controls[plan.control_rows(one)].toarray() for one in filled])
+        return [
+            control.astype(np.float32) / np.float32(self.divisor),
+            np.array([one.request.codes for one in filled], np.int32),
+            np.array([one.request.source for one in filled], np.int32),
+            np.array([one.request.address for one in filled], np.uint32),
+            np.array([one.index for one in filled], np.uint32),
+        ]
+
+    def _fetched(
+        self, plan: SetPlan, numbers: Sequence[int], walked: jax.Array
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        shards = sorted(walked.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        for number, shard in zip(numbers, shards):
+            sets = zip(plan.sets_of(number), np.asarray(shard.data))
+            wanted = [cells[: planned.cells] for planned, cells in sets]
+            yield number, np.concatenate(wanted) * np.float32(self.divisor)
+
+
+@functools.lru_cache(maxsize=8)
+def compiled(
+    model: Denoiser, schedule: Schedule, sampler: SamplerOptions, zero_control: bool, mesh: Mesh
+) -> Callable[..., jax.Array]:
+    """The jitted walk over `mesh`, which has the one axis `data`; kept, so that the same walk is compiled once.
+
+    (params, key, control [B, S, G], codes [B, 3], source [B], address [B], index [B]) -> cells [B, S, G] float32.
+    """
+
+    def walk(params, base, control, codes, source, address, index):
+        control = jnp.zeros_like(control) if zero_control else control
+        keys = jax.vmap(lambda a, i: jax.random.fold_in(jax.random.fold_in(base, a), i))(address, index)
+        denoise = bind(model, params, codes[:, 0], codes[:, 1], codes[:, 2], source)
+        return sample(denoise, control, schedule=schedule, options=sampler, keys=keys)
+
+    # Every device walks its own sets by itself. Left to the partitioner, guidance, which stacks two branches over the
+    # sets, would send cells to and fro.
+    whole, dealt = PartitionSpec(), PartitionSpec("data")
+    return jax.jit(
+        jax.shard_map(
+            walk, mesh=mesh, in_specs=(whole, whole, *[dealt] * 5), out_specs=dealt, check_vma=False
+        )
+    )

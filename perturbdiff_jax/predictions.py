@@ -1,75 +1,33 @@
 """Predicted cells as AnnData and h5ad, ready for cell-eval and scanpy."""
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from perturbdiff_jax.bundle import Bundle
-from perturbdiff_jax.controls import ControlCells
-from perturbdiff_jax.design import CONDITION
-from perturbdiff_jax.diffusion.samplers import SamplerOptions
 from perturbdiff_jax.errors import RequestError
+from perturbdiff_jax.prediction_table import PredictionTable
 
 
 def assemble(
-    blocks: list[sp.csr_matrix],
-    labels: list[tuple[str, str, str, int]],
-    controls: ControlCells,
-    used: dict[tuple[str, str], set[int]],
-    *,
-    bundle: Bundle,
-    checkpoint: str,
-    step: int,
-    sampler: SamplerOptions,
-    seed: int,
+    blocks: Sequence[sp.csr_matrix], table: PredictionTable, genes: Sequence[str], uns: dict[str, Any]
 ) -> anndata.AnnData:
     """Joins predicted cells and, behind them, the real control cells that were used.
 
     Args:
-      blocks: predicted cells [n, G] each, log1p-normalised.
-      labels: (perturbation, cell type, batch, draw) of every predicted cell.
-      controls, used: where control cells come from, and which rows of which context served.
-      bundle, checkpoint, step, sampler, seed: what `uns["perturbdiff"]` tells about the prediction.
+      blocks: predicted cells [n, G] each, log1p-normalised, cell after cell as in `table`.
+      table: obs, and the control cells.
+      genes: var_names.
+      uns: what is told about the prediction.
     """
-    keys = bundle.keys
-    blocks = list(blocks)
-    names = [f"predicted{i:07d}" for i in range(len(labels))]
-    for context, rows in sorted(used.items()):
-        rows = sorted(rows)
-        blocks.append(controls.cells[context][rows])
-        labels = labels + [(bundle.control, *context, 0)] * len(rows)
-        names += [controls.names[context][row] for row in rows]
-    table = pd.DataFrame(labels, columns=[*CONDITION, "draw"], index=names)
-    trained = {name for name, _, _ in bundle.trained}
-    table["seen_perturbation"] = table["perturbation"].isin(trained | {bundle.control})
-    table["batch"] = [controls.spelling.get(name, name) for name in table["batch"]]
-    renamed = {role: keys[role] for role in CONDITION if keys.get(role)}
-    table = table.drop(columns=[role for role in CONDITION if role not in renamed]).rename(columns=renamed)
-    for column in renamed.values():
-        table[column] = table[column].astype("category")
-    matrix = sp.vstack(blocks, format="csr").astype(np.float32)
-    predicted = anndata.AnnData(X=matrix, obs=table, var=pd.DataFrame(index=list(bundle.genes)))
-    predicted.obs_names_make_unique()
-    predicted.uns["perturbdiff"] = {
-        "checkpoint": checkpoint,
-        "checkpoint_step": step,
-        "sampler": dataclasses.asdict(sampler),
-        "seed": seed,
-        "target_sum": float(bundle.values["target_sum"]),
-        "divisor": float(bundle.values["divisor"]),
-        "keys": {role: name for role, name in keys.items() if name},
-        "control": bundle.control,
-        "versions": bundle.versions,
-    }
-    if bundle.origin:  # converted weights: the file they come from, and which of its weights
-        predicted.uns["perturbdiff"]["origin"] = {key: bundle.origin[key] for key in ("file", "weights")}
-    return predicted
+    matrix = sp.vstack([*blocks, *table.control_blocks(table.cells)], format="csr").astype(np.float32)
+    obs = table.stretch(0, table.cells)
+    return anndata.AnnData(X=matrix, obs=obs, var=pd.DataFrame(index=list(genes)), uns=uns)
 
 
 def write_predictions(predicted: anndata.AnnData, output: str | Path) -> Path:

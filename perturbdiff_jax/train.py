@@ -29,7 +29,6 @@ from perturbdiff_jax.optim import learning_rate, optimizer
 from perturbdiff_jax.placement import gathered, placed
 from perturbdiff_jax.population import Walker
 from perturbdiff_jax.predict import load
-from perturbdiff_jax.predictions import write_predictions
 from perturbdiff_jax.run_lock import RunLock
 from perturbdiff_jax.run_options import ProfileSpan
 from perturbdiff_jax.run_record import RunRecord, check_same_run, taken_back_if_refused
@@ -223,11 +222,12 @@ def predict_test(settings: Settings, store: Store, workdir: Path) -> Path:
     """Predicts the test split with the best checkpoint, as many cells as the real data have."""
     model = load(workdir / "bundle")
     print(f"Predicting the held-out conditions with the checkpoint of step {model.step:,}.", flush=True)
-    predicted = model.predict_design(
+    return model.predict_design_to(
+        workdir / "predictions.h5ad",
         split_design(store, "test"),
         from_store(store),
         draws=settings.predict.draws,
         sets_per_batch=settings.predict.sets_per_batch,
         seed=settings.seed,
+        anew=True,  # its parts are this run's own, from before its sampler or its weights were changed
     )
-    return write_predictions(predicted, workdir / "predictions.h5ad")

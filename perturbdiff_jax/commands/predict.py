@@ -59,9 +59,11 @@ def split_names(text: str, known: Sequence[str]) -> list[str]:
 
 def run(args: argparse.Namespace) -> None:
     """Does the job."""
+    import h5py
+
     from perturbdiff_jax import load
     from perturbdiff_jax.design import read_design, split_design
-    from perturbdiff_jax.predictions import check_output, write_predictions
+    from perturbdiff_jax.predictions import check_output
 
     if args.split and not args.store:
         raise RequestError("--split needs --store, the store that holds the split.")
@@ -94,11 +96,12 @@ def run(args: argparse.Namespace) -> None:
         design = split_design(store, args.split)
         if args.cells_per_condition is not None:
             design = design.drop(columns="cells")
-        predicted = model.predict_design(design, from_store(store, model.bundle), **common)
+        path = model.predict_design_to(args.output, design, from_store(store, model.bundle), **common)
     else:
         design = read_design(args.design) if args.design else None
         names = None if args.design else split_names(args.perturbations, model.bundle.perturbations)
-        predicted = model.predict(
+        path = model.predict_to(
+            args.output,
             args.input,
             perturbations=names,
             design=design,
@@ -109,5 +112,6 @@ def run(args: argparse.Namespace) -> None:
             min_gene_overlap=args.min_gene_overlap,
             **common,
         )
-    path = write_predictions(predicted, args.output)
-    print(f"{predicted.n_obs:,} cells (control cells included) x {predicted.n_vars:,} genes: {path}")
+    with h5py.File(path) as file:
+        cells, genes = file["X"].attrs["shape"]
+    print(f"{cells:,} cells (control cells included) x {genes:,} genes: {path}")

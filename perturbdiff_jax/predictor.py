@@ -1,0 +1,253 @@
+"""A trained model that predicts: AnnData in, AnnData or an h5ad out; `sample` and `denoise` take and give arrays."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import anndata
+import jax
+import pandas as pd
+
+from perturbdiff_jax import direct
+from perturbdiff_jax import settings as run_settings
+from perturbdiff_jax.bundle import Bundle
+from perturbdiff_jax.controls import ControlCells, from_anndata
+from perturbdiff_jax.design import check_design, full_design, requests_of
+from perturbdiff_jax.diffusion import samplers
+from perturbdiff_jax.errors import RequestError
+from perturbdiff_jax.models.mmdit import Denoiser
+from perturbdiff_jax.population import Walker
+from perturbdiff_jax.prediction_job import PredictionJob
+from perturbdiff_jax.prediction_table import facts
+from perturbdiff_jax.predictions import check_output
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A trained model with everything that its predictions need."""
+
+    path: Path
+    bundle: Bundle
+    options: run_settings.Settings
+    model: Denoiser
+    params: dict
+    step: int
+
+    @property
+    def perturbations(self) -> list[str]:
+        """Perturbations that can be asked for (without the control)."""
+        return [name for name in self.bundle.perturbations if name != self.bundle.control]
+
+    @property
+    def cell_types(self) -> list[str]:
+        """Cell types that can be asked for."""
+        return list(self.bundle.cell_types)
+
+    @property
+    def batches(self) -> list[str]:
+        """Batches that can be asked for."""
+        return list(self.bundle.batches)
+
+    @property
+    def sources(self) -> list[str]:
+        """Sources of data that have an input layer each; empty with one layer for all."""
+        return list(self.bundle.sources)
+
+    @property
+    def zero_control(self) -> bool:
+        """Control cells were always zeroed in training (marginal pretraining), so walks zero them as well."""
+        return self.options.objective.drop_control == 1
+
+    def predict(
+        self,
+        adata: anndata.AnnData | str | Path,
+        perturbations: Sequence[str] | None = None,
+        *,
+        design: pd.DataFrame | None = None,
+        cell_type_key: str | None = None,
+        batch_key: str | None = None,
+        total_key: str | None = None,
+        gene_key: str | None = None,
+        source: str | None = None,
+        cells_per_condition: int | None = None,
+        draws: int = 1,
+        sampler: samplers.SamplerOptions | None = None,
+        seed: int = 0,
+        min_gene_overlap: float = 0.8,
+        echo: Callable[[str], None] = print,
+    ) -> anndata.AnnData:
+        """Predicts the populations of conditions, given control cells of their contexts.
+
+        Args:
+          adata: control cells (AnnData or h5ad), raw counts or log1p-normalised; perturbed cells in it are ignored.
+          perturbations: a name or names; each is predicted in every context of the control cells. Or give `design`.
+          design: columns perturbation, cell_type, batch and optionally cells, draws; one row per condition.
+          cell_type_key, batch_key, total_key: obs columns of `adata`.
+          gene_key: var column with the gene names; by default the index of var.
+          source: input layer, for networks with several whose batches do not tell.
+          cells_per_condition: predicted cells of each condition and draw; by default as many as control cells.
+          draws: independent populations of each condition (new noise, new order of control cells).
+          sampler: how to walk; by default as the bundle says.
+          seed: randomness; the same seed gives the same cells whatever else is asked for.
+          min_gene_overlap: least share of the bundle's genes that the file must have.
+          echo: receives remarks and progress.
+
+        Returns:
+          AnnData with X log1p-normalised float32 CSR, var_names the bundle's genes, obs with the key columns,
+          `draw` and `seen_perturbation`; the control cells used are appended under the control label.
+
+        Raises:
+          RequestError: an unknown perturbation, cell type or batch (with the closest names), or unusable cells.
+        """
+        keys = {"cell_type_key": cell_type_key, "batch_key": batch_key, "total_key": total_key}
+        reading = {**keys, "gene_key": gene_key, "min_gene_overlap": min_gene_overlap}
+        asked = {"cells_per_condition": cells_per_condition, "draws": draws, "echo": echo}
+        design, controls = self._read(adata, perturbations, design, reading, **asked)
+        return self.predict_design(design, controls, source=source, sampler=sampler, seed=seed, **asked)
+
+    def predict_to(
+        self,
+        output: str | Path,
+        adata: anndata.AnnData | str | Path,
+        perturbations: Sequence[str] | None = None,
+        *,
+        design: pd.DataFrame | None = None,
+        cells_per_condition: int | None = None,
+        draws: int = 1,
+        source: str | None = None,
+        sampler: samplers.SamplerOptions | None = None,
+        seed: int = 0,
+        echo: Callable[[str], None] = print,
+        **reading: Any,
+    ) -> Path:
+        """`predict` into an h5ad, for any number of cells: memory is that of the control cells and a few sets.
+
+        Finished parts lie in `OUTPUT.parts` until the file is there; the same call after one that was broken off, even
+        by a kill, goes on with them and ends with the same file.
+
+        Args:
+          output: the file to write.
+          reading: `cell_type_key`, `batch_key`, `total_key`, `gene_key`, `min_gene_overlap` as of `predict`, and so is
+            everything else.
+
+        Returns:
+          `output`.
+
+        Raises:
+          RequestError: as `predict`; or `output` cannot be written, another process writes it, or the parts there are
+            those of another request (the message names what differs).
+          RunError: a full disk.
+        """
+        check_output(output)
+        asked = {"cells_per_condition": cells_per_condition, "draws": draws, "echo": echo}
+        design, controls = self._read(adata, perturbations, design, reading, **asked)
+        return self.predict_design_to(
+            output, design, controls, source=source, sampler=sampler, seed=seed, **asked
+        )
+
+    def predict_design(self, design: pd.DataFrame, controls: ControlCells, **options: Any) -> anndata.AnnData:
+        """`predict` for controls that are at hand already; columns of `design` as there, `options` as of `job`."""
+        return self.job(design, controls, **options).in_memory()
+
+    def predict_design_to(
+        self,
+        output: str | Path,
+        design: pd.DataFrame,
+        controls: ControlCells,
+        *,
+        anew: bool = False,
+        **options: Any,
+    ) -> Path:
+        """`predict_to` for controls that are at hand already; `options` as of `job`.
+
+        With `anew` finished parts of another request are removed, with a remark, instead of refused.
+        """
+        return self.job(design, controls, **options).to_file(output, anew=anew)
+
+    def job(
+        self,
+        design: pd.DataFrame,
+        controls: ControlCells,
+        *,
+        source: str | None = None,
+        cells_per_condition: int | None = None,
+        draws: int = 1,
+        sampler: samplers.SamplerOptions | None = None,
+        sets_per_batch: int = 16,
+        seed: int = 0,
+        devices: Sequence[jax.Device] | None = None,
+        echo: Callable[[str], None] = print,
+    ) -> PredictionJob:
+        """Checks a request, and everything that its walk needs; walks nothing yet.
+
+        Args:
+          design, controls: conditions, and the control cells of their contexts.
+          source, cells_per_condition, draws, sampler, seed, echo: as of `predict`.
+          sets_per_batch: sets that a device walks at a time, at most.
+          devices: that walk; by default all of this process.
+
+        Raises:
+          RequestError: as `predict`.
+        """
+        sampler = self.options.sampler if sampler is None else sampler
+        samplers.timesteps(self.options.schedule, sampler)  # refuses an impossible walk before any work
+        seed = run_settings.checked_seed(seed)
+        design = check_design(design, self.bundle, cells_per_condition, draws)
+        if self.options.model.use_perturbation == "no":
+            echo(
+                "This network was trained without looking at perturbations: every name gets the same population."
+            )
+        if self.zero_control:
+            echo("This network was trained without control cells: they tell the context and enter as zeros.")
+        requests, contexts = requests_of(design, controls, self.bundle, source, echo)
+        walker = Walker(
+            self.model,
+            schedule=self.options.schedule,
+            sampler=sampler,
+            cells_per_set=self.options.loader.cells_per_set,
+            sets_per_batch=sets_per_batch,
+            divisor=self.bundle.values["divisor"],
+            seed=seed,
+            zero_control=self.zero_control,
+            devices=devices,
+        )
+        told = facts(self.bundle, checkpoint=str(self.path), step=self.step, sampler=sampler, seed=seed)
+        return PredictionJob(
+            walker=walker,
+            params=self.params,
+            requests=requests,
+            contexts=contexts,
+            controls=controls,
+            bundle=self.bundle,
+            uns=told,
+            echo=echo,
+        )
+
+    def _read(
+        self,
+        adata: anndata.AnnData | str | Path,
+        perturbations: Sequence[str] | None,
+        design: pd.DataFrame | None,
+        reading: dict[str, Any],
+        *,
+        cells_per_condition: int | None,
+        draws: int,
+        echo: Callable[[str], None],
+    ) -> tuple[pd.DataFrame, ControlCells]:
+        """The design of what is asked for, and its control cells."""
+        if (design is None) == (perturbations is None):
+            raise RequestError("predict: give either perturbations or a design, not both.")
+        if isinstance(perturbations, str):
+            perturbations = [perturbations]
+        somewhere = [(self.cell_types[0], self.batches[0])]
+        asked = full_design(perturbations, somewhere) if design is None else design
+        check_design(asked, self.bundle, cells_per_condition, draws)  # before a large file is read
+        controls = from_anndata(adata, self.bundle, echo=echo, **reading)
+        if design is None:
+            design = full_design(perturbations, list(controls.cells))
+        return design, controls
+
+    # The low door: arrays in, arrays out.
+    denoise = direct.denoise
+    sample = direct.sample
