@@ -79,7 +79,8 @@ def _write_obs(file: h5py.File, table: PredictionTable) -> None:
             part.attrs.update(
                 {"encoding-type": "categorical", "encoding-version": "0.2.0", "ordered": bool(kind.ordered)}
             )
-            write_elem(part, "categories", np.array(kind.categories, dtype=object))
+            names = np.array(kind.categories, dtype=object)
+            write_elem(part, "categories", names, dataset_kwargs={"compression": COMPRESSION})
             stored[name] = _growing(part, "codes", columns[name].cat.codes.dtype, "array")
         else:
             stored[name] = _growing(group, name, kind, "array")
