@@ -1,0 +1,275 @@
+"""Parts of a prediction: taken up where it was broken off, never mixed with those of another, found when damaged."""
+
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from small_jobs import CONTEXTS, bundle, controls, job, request, some
+from tiny_run import ROOT
+
+from perturbdiff_jax import prediction_file, prediction_job
+from perturbdiff_jax.errors import RequestError, RunError
+from perturbdiff_jax.prediction_parts import DamagedPart, PartFolder
+
+HOLDER = """
+import pathlib, sys
+from perturbdiff_jax.prediction_parts import PartFolder
+with PartFolder(pathlib.Path(sys.argv[1]), {}, sets_per_part=1):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def unbroken(tmp_path):
+    path = some().job.to_file(tmp_path / "unbroken" / "p.h5ad")
+    return path.read_bytes()
+
+
+def broken(path, ours, after):
+    """Runs a job until `after` parts are written, and says what numbers it was about to walk."""
+    walked = []
+    whole = ours.walker.parts
+
+    def parts(params, plan, numbers):
+        walked.extend(numbers)
+        for count, found in enumerate(whole(params, plan, numbers)):
+            if count == after:
+                raise KeyboardInterrupt
+            yield found
+
+    ours.walker.parts = parts
+    with pytest.raises(KeyboardInterrupt):
+        ours.to_file(path)
+    return walked
+
+
+def heard(ours):
+    """The job again, and the list that its remarks go to."""
+    lines = []
+    return dataclasses.replace(ours, echo=lines.append), lines
+
+
+@pytest.mark.parametrize("after", [1, 2, 4])
+def test_a_job_that_was_broken_off_goes_on_and_ends_the_same(tmp_path, unbroken, after):
+    path = tmp_path / "p.h5ad"
+    broken(path, some().job, after)
+    assert len(list((tmp_path / "p.h5ad.parts").glob("part-*.npz"))) == after and not path.exists()
+    ours, lines = heard(some().job)
+    total = ours.walker.plan(ours.requests).parts
+    assert broken(path, ours, 0) == list(range(after, total))
+    ours, lines = heard(some().job)
+    assert ours.to_file(path).read_bytes() == unbroken
+    assert lines == [f"Resuming {path}: {after} of {total} parts are there."]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["p.h5ad", "unbroken"]
+
+
+def test_a_job_that_did_nothing_leaves_nothing(tmp_path):
+    broken(tmp_path / "p.h5ad", some().job, 0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_stay_when_the_last_step_fails(tmp_path, unbroken, monkeypatch):
+    path = tmp_path / "p.h5ad"
+    monkeypatch.setattr(prediction_file, "_write_obs", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        some().job.to_file(path)
+    monkeypatch.undo()
+    ours = some().job
+    ours.walker._walk = None  # everything has been walked
+    assert ours.to_file(path).read_bytes() == unbroken
+
+
+def test_more_devices_take_over_the_parts_of_one(tmp_path, unbroken):
+    path, few = tmp_path / "p.h5ad", some()
+    broken(path, few.job, 2)
+    many = job(few.requests, few.controls, few.bundle, devices=jax.devices()[:3])
+    assert many.walker.plan(few.requests, 2).parts == many.walker.plan(few.requests).parts == 5
+    assert many.to_file(path).read_bytes() == unbroken
+    # With so many that parts would be cut smaller, the cut is that of the beginning.
+    given = few.requests, few.controls, few.bundle
+    broken(path, job(*given, sets_per_batch=3), 2)
+    many = job(*given, sets_per_batch=3, devices=jax.devices())
+    assert many.walker.plan(few.requests).parts == 5
+    assert broken(path, many, 0) == [2, 3]
+    assert job(*given, sets_per_batch=3, devices=jax.devices()).to_file(path).read_bytes() == unbroken
+
+
+def others():
+    """Jobs that differ from `some` in one thing, with what is to be said of it."""
+    one = some()
+    yield job(one.requests, one.controls, one.bundle, seed=1), "seed was 0, is 1"
+    yield job(one.requests[1:], one.controls, one.bundle), "design was '5 populations, 34 cells"
+    other = [request(one.controls, "P5"), *one.requests[1:]]
+    yield job(other, one.controls, one.bundle), "design was '5 populations, 34 cells"
+    other = controls(names="other-{}-{}")
+    yield job(one.requests, other, one.bundle), "controls was '15 cells"
+    other = controls()
+    other.cells[CONTEXTS[0]].data[0] += 1
+    yield job(one.requests, other, one.bundle), "controls was '15 cells"
+    yield job(one.requests, one.controls, bundle(trained=[])), "bundle was"
+    yield job(one.requests, one.controls, one.bundle, cells_per_set=5), "cells per set was 4, is 5"
+    step = one.job.uns | {"checkpoint_step": 9}
+    yield dataclasses.replace(one.job, uns=step), "checkpoint step was 6, is 9"
+    yield dataclasses.replace(one.job, params={"w": np.zeros(3)}), "checkpoint weights was"
+    walk = one.job.uns | {"sampler": one.job.uns["sampler"] | {"guidance": 1.0}}
+    yield dataclasses.replace(one.job, uns=walk), "sampler guidance was 0.0, is 1.0"
+
+
+@pytest.mark.parametrize(("other", "message"), list(others()), ids=[text for _, text in others()])
+def test_parts_of_another_request_are_refused_by_name_and_never_mixed(tmp_path, other, message, capsys):
+    path = tmp_path / "p.h5ad"
+    broken(path, some().job, 2)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "p.h5ad.parts").glob("part-*")}
+    with pytest.raises(RequestError) as error:
+        other.to_file(path)
+    assert message in str(error.value) and len(str(error.value).splitlines()) == 2
+    assert str(error.value).startswith(f"{path}.parts: holds 2 parts of another prediction: ")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "p.h5ad.parts").glob("part-*")} == before
+    # Without the record every part still tells whose it is.
+    (tmp_path / "p.h5ad.parts/request.json").unlink()
+    expected = other.to_file(tmp_path / "expected" / "q.h5ad").read_bytes()
+    assert other.to_file(path).read_bytes() == expected
+    assert "part-0000000.npz and 1 more: damaged" in capsys.readouterr().err
+
+
+def test_parts_of_another_request_give_way_when_asked(tmp_path, capsys):
+    path, other = tmp_path / "p.h5ad", next(others())[0]
+    broken(path, some().job, 2)
+    expected = other.to_file(tmp_path / "q.h5ad").read_bytes()
+    assert other.to_file(path, anew=True).read_bytes() == expected
+    said = capsys.readouterr().out
+    assert "holds 2 parts of another prediction: seed was 0, is 1. They are removed." in said
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "{", "[]", '{"request": 1}', '{"request": {}, "sets_per_part": 0}']
+)
+def test_a_record_that_is_lost_or_damaged_costs_no_part(tmp_path, unbroken, content):
+    path = tmp_path / "p.h5ad"
+    broken(path, some().job, 2)
+    record = tmp_path / "p.h5ad.parts" / "request.json"
+    record.unlink() if content is None else record.write_text(content)
+    ours, lines = heard(some().job)
+    assert ours.to_file(path).read_bytes() == unbroken
+    assert lines == [f"Resuming {path}: 2 of 5 parts are there."]
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-40])
+
+
+def empty(file):
+    file.write_bytes(b"")
+
+
+def text(file):
+    file.write_text("cells")
+
+
+def another_place(file):
+    file.write_bytes((file.parent / "part-0000001.npz").read_bytes())
+
+
+def array(file):
+    np.save(file.with_suffix(".npy"), np.zeros(3))
+    file.with_suffix(".npy").rename(file)
+
+
+@pytest.mark.parametrize("damage", [cut, empty, text, another_place, array])
+def test_a_damaged_part_is_computed_again_with_a_warning(tmp_path, unbroken, damage, capsys):
+    path = tmp_path / "p.h5ad"
+    broken(path, some().job, 3)
+    file = tmp_path / "p.h5ad.parts" / "part-0000000.npz"
+    damage(file)
+    walked = broken(path, some().job, 0)
+    assert walked == [0, 3, 4]
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {file}: damaged (") and said.endswith("); computed again.\n")
+    assert some().job.to_file(path).read_bytes() == unbroken
+
+
+def test_any_changed_byte_is_noticed_or_changes_nothing(tmp_path):
+    cells = sp.random(20, 9, 0.4, format="csr", dtype=np.float32, random_state=0)
+    with PartFolder(tmp_path / "p.h5ad", {"seed": 0}, sets_per_part=1) as parts:
+        parts.write(3, cells)
+        whole = parts.file(3).read_bytes()
+        draw = np.random.default_rng(0)
+        for _ in range(400):
+            changed = bytearray(whole)
+            changed[draw.integers(len(whole))] ^= 1 << draw.integers(8)
+            parts.file(3).write_bytes(bytes(changed))
+            try:
+                found = parts.read(3, cells.shape)
+            except DamagedPart as error:
+                assert len(str(error).splitlines()) == 1
+                continue
+            assert (found != cells).nnz == 0
+        parts.file(3).write_bytes(whole)
+        assert (parts.read(3, cells.shape) != cells).nnz == 0
+        with pytest.raises(DamagedPart, match="holds 20 cells, 21 belong there"):
+            parts.read(3, (21, 9))
+
+
+def test_a_part_that_is_damaged_at_the_very_end_is_said_and_mended_by_the_next(
+    tmp_path, unbroken, monkeypatch
+):
+    path, whole = tmp_path / "p.h5ad", prediction_job.write_pieces
+
+    def write_pieces(*arguments):
+        cut(tmp_path / "p.h5ad.parts" / "part-0000002.npz")
+        whole(*arguments)
+
+    monkeypatch.setattr(prediction_job, "write_pieces", write_pieces)
+    with pytest.raises(RunError, match=r"part-0000002\.npz: damaged .*\nGive the same command again"):
+        some().job.to_file(path)
+    assert not path.exists() and not list(tmp_path.glob("*.partial"))
+    monkeypatch.undo()
+    assert some().job.to_file(path).read_bytes() == unbroken
+
+
+def test_many_genes_need_wide_indices(tmp_path):
+    cells = sp.csr_matrix(([1.5, 2.5], ([0, 1], [3, 70_000])), shape=(2, 70_001), dtype=np.float32)
+    with PartFolder(tmp_path / "p.h5ad", {}, sets_per_part=1) as parts:
+        parts.write(0, cells)
+        assert (parts.read(0, cells.shape) != cells).nnz == 0
+
+
+def test_what_is_not_ours_is_left_alone(tmp_path):
+    folder = tmp_path / "p.h5ad.parts"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("chapter")
+    with pytest.raises(RequestError, match=r"holds 'thesis\.tex', which is no part of a prediction"):
+        some().job.to_file(tmp_path / "p.h5ad")
+    assert [file.name for file in folder.iterdir()] == ["thesis.tex"]
+    (tmp_path / "q.h5ad.parts").write_text("")
+    with pytest.raises(RequestError, match=r"q\.h5ad\.parts: is in the way"):
+        some().job.to_file(tmp_path / "q.h5ad")
+
+
+def test_a_full_disk_is_told_with_what_is_safe(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prediction_file.h5py, "File", full)
+    with pytest.raises(
+        RunError, match=r"no space is left on the disk\.\nFinished parts stay in .*p\.h5ad\.parts; make"
+    ):
+        some().job.to_file(tmp_path / "p.h5ad")
+
+
+def test_a_second_process_on_the_same_output_is_refused(tmp_path, unbroken):
+    path = tmp_path / "p.h5ad"
+    command = [sys.executable, "-c", HOLDER, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(RequestError) as error:
+            some().job.to_file(path)
+        assert f"--output {path}: another run is writing it (process {process.pid} on " in str(error.value)
+        assert str(error.value).endswith("Wait until it is done or stop it, or give another --output.")
+        process.kill()
+    assert some().job.to_file(path).read_bytes() == unbroken
