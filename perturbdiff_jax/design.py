@@ -8,9 +8,9 @@ import pandas as pd
 
 from perturbdiff_jax.bundle import Bundle
 from perturbdiff_jax.controls import ControlCells
-from perturbdiff_jax.data.conditions import SPLITS
+from perturbdiff_jax.data.conditions import DOSE_MARK, SPLITS
 from perturbdiff_jax.data.store import Store
-from perturbdiff_jax.errors import RequestError, unknown
+from perturbdiff_jax.errors import RequestError, shorten, unknown
 from perturbdiff_jax.set_plan import Request
 from perturbdiff_jax.vocabulary import batch_names, source_code, unknown_batch
 
@@ -115,6 +115,13 @@ def check_design(design: pd.DataFrame, bundle: Bundle, cells: int | None, draws:
         for name in design[column].unique():
             if name not in known and column == "batch":
                 raise unknown_batch(bundle, name, where)
+            dosed = [
+                label for label in names if column == "perturbation" and label.startswith(name + DOSE_MARK)
+            ]
+            if name not in known and dosed:
+                raise RequestError(
+                    f"{where}: perturbation {name!r} has doses here; name one: {shorten(dosed)}."
+                )
             if name not in known:
                 raise unknown(column.replace("_", " "), name, names, where)
     design["batch"] = design["batch"].map(batch_names(bundle))  # from here on as in the vocabulary
