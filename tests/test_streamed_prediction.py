@@ -136,13 +136,25 @@ def test_a_walk_of_the_same_shape_is_compiled_once(model, screen, caplog):
 
 
 def test_progress_tells_sets_share_speed_and_time(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        "perturbdiff_jax.telemetry.progress.time.monotonic", iter(range(0, 10**6, 20)).__next__
-    )
+    clock = "perturbdiff_jax.telemetry.progress.time.monotonic"
+    monkeypatch.setattr(clock, iter(range(0, 10**6, 20)).__next__)
     given, known = controls(), bundle()
-    job([request(given, cells=40)], given, known).to_file(tmp_path / "p.h5ad")
+    whole, write = prediction_parts.PartFolder.write, []
+
+    def broken(folder, number, cells):
+        if number == 3 and not write:
+            write.append(number)
+            raise KeyboardInterrupt
+        whole(folder, number, cells)
+
+    monkeypatch.setattr(prediction_parts.PartFolder, "write", broken)
+    with pytest.raises(KeyboardInterrupt):
+        job([request(given, cells=40)], given, known).to_file(tmp_path / "p.h5ad")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("predict: sets 2/10  20%  ") and " cells/s  time left " in lines[0]
+    job([request(given, cells=40)], given, known).to_file(tmp_path / "p.h5ad")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("predict: sets 8/10  80%  ")  # those that were there count
     assert lines[-1].startswith("predict: sets 10/10  100%  ") and lines[-1].endswith("done")
 
 
