@@ -83,7 +83,8 @@ def write_gene_table(
         show = Progress(len(predicted.obs[keys].drop_duplicates()), "genes of conditions", every=10.0).show
     try:
         for number, table in enumerate(gene_table(predicted, calls=calls), 1):
-            table.to_csv(partial, mode="a", header=number == 1, index=False, float_format="%.6g")
+            first = number == 1
+            table.to_csv(partial, mode="w" if first else "a", header=first, index=False, float_format="%.6g")
             show(number)
         os.replace(partial, output)
     finally:

@@ -36,6 +36,11 @@ def fill(parser: argparse.ArgumentParser) -> None:
         "--cells-per-condition", type=int, metavar="N", help="default: as many as control (or held-out) cells"
     )
     add("--draws", type=int, default=1, metavar="K", help="independent populations of each condition (1)")
+    add(
+        "--gene-table",
+        metavar="TABLE.csv.gz",
+        help="write changes, spread between draws, direction and calls of every gene",
+    )
     add("--sampler", choices=("ddim", "ddpm", "fast"), help="default: the bundle's")
     add("--steps", type=int, metavar="N", help="network evaluations of the walk")
     add("--start", type=int, metavar="T", help="the walk begins at timestep T - 1")
@@ -63,6 +68,7 @@ def run(args: argparse.Namespace) -> None:
 
     from perturbdiff_jax import load
     from perturbdiff_jax.design import read_design, split_design
+    from perturbdiff_jax.draws import write_gene_table
     from perturbdiff_jax.predictions import check_output
 
     if args.split and not args.store:
@@ -71,7 +77,10 @@ def run(args: argparse.Namespace) -> None:
         raise RequestError("--input is needed: the control cells of the contexts to predict.")
     if args.split and args.input:
         raise RequestError("--split takes the control cells from --store; leave out --input.")
-    check_output(args.output, [name for name in (args.input, args.design, args.store) if name])
+    inputs = [name for name in (args.input, args.design, args.store) if name]
+    check_output(args.output, inputs)
+    if args.gene_table:
+        check_output(args.gene_table, [*inputs, args.output], flag="--gene-table", kind="csv")
     model = load(args.checkpoint, which=args.which)
     given = {"name": args.sampler, "steps": args.steps, "start": args.start, "guidance": args.guidance}
     given = {name: value for name, value in given.items() if value is not None}
@@ -115,3 +124,5 @@ def run(args: argparse.Namespace) -> None:
     with h5py.File(path) as file:
         cells, genes = file["X"].attrs["shape"]
     print(f"{cells:,} cells (control cells included) x {genes:,} genes: {path}")
+    if args.gene_table:
+        print(f"changes by gene: {write_gene_table(path, args.gene_table)}")
