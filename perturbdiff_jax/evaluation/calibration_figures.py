@@ -6,12 +6,14 @@ import pandas as pd
 from perturbdiff_jax.evaluation import drawing, glossary, verdict
 from perturbdiff_jax.evaluation import page as html
 from perturbdiff_jax.evaluation.calibration import COVERAGE
-from perturbdiff_jax.evaluation.drawing import INK, MUTED, Panel, canvas, to_svg
+from perturbdiff_jax.evaluation.drawing import MUTED, Panel, canvas, to_svg
 from perturbdiff_jax.evaluation.page import Cell, Column
 from perturbdiff_jax.evaluation.picture_sections import MOST_ROWS, NO_PICTURES
 from perturbdiff_jax.evaluation.run_files import Results
 from perturbdiff_jax.evaluation.spread import LEVELS
 from perturbdiff_jax.evaluation.summary import interval
+
+HALF = (4.8, 3.6)  # inches; two across
 
 
 def uncertainty_section(results: Results):
@@ -63,7 +65,7 @@ def coverage(rows: pd.DataFrame) -> Panel:
     """Share of genes that intervals hold against the level that they name."""
     color = glossary.style(glossary.ours())[0]
     found = [interval(rows[name].to_numpy(dtype=float)) for name in COVERAGE]
-    with canvas() as (figure, axes):
+    with canvas(HALF) as (figure, axes):
         axes.plot([0, 100], [0, 100], "--", color=MUTED, lw=1.0)
         for level, value in zip(LEVELS, found):
             axes.plot(
@@ -94,7 +96,7 @@ def distances(rows: pd.DataFrame) -> Panel | None:
         return None
     word = "real batches" if beside == "energy_between_batches" else "draws and real cells"
     end = 1.05 * max(x[keep].max(), y[keep].max())
-    with canvas() as (figure, axes):
+    with canvas(HALF) as (figure, axes):
         axes.plot([0, end], [0, end], "--", color=MUTED, lw=1.0)
         points = axes.scatter(
             x[keep], y[keep], s=16, color=glossary.style(glossary.ours())[0], alpha=0.7, lw=0
@@ -104,7 +106,6 @@ def distances(rows: pd.DataFrame) -> Panel | None:
         axes.set_ylim(0, end)
         axes.set_xlabel(f"energy distance, {word}")
         axes.set_ylabel("energy distance, between draws")
-        axes.title.set_color(INK)
         tips = [f"{p} / {c}" for p, c in zip(rows["perturbation"][keep], rows["cell_type"][keep])]
         svg = to_svg(figure, "uc-distances", {"conditions": tips})
     alt = (
