@@ -62,7 +62,8 @@ class HeldOut:
 
     def __init__(self, workdir: Path):
         self.model = pdx.load(workdir)
-        store = Store.open(workdir / "store")
+        own = workdir / "store"
+        store = Store.open(own if own.exists() else self.model.options.data.store)
         self.controls, self.design = from_store(store, self.model.bundle), split_design(store, "test")
         named = store.manifest["keys"]
         keys = Keys(named["perturbation"], store.control, named["cell_type"], named["batch"])
@@ -182,9 +183,13 @@ def on_front(row: dict, rows: list[dict], metric: str) -> bool:
 
 
 def judged(row: dict, metric: str) -> str:
-    """ "better", "worse" or "same" than the released walk, by whether the interval of differences holds 0."""
-    low, high = (row[f"{metric} against released"][end] for end in ("low", "high"))
-    if not low <= high or low <= 0 <= high:  # no interval, or around 0
+    """Whether a walk is better, worse or the same as the released one: does the interval of differences hold 0?
+
+    A difference of less than a hundredth of the metric's own interval is the same, however surely it is there.
+    """
+    low, high, mean = (row[f"{metric} against released"][part] for part in ("low", "high", "mean"))
+    width = row[metric]["high"] - row[metric]["low"]
+    if not low <= high or low <= 0 <= high or abs(mean) < 0.01 * width:
         return "same"
     return "better" if (high < 0) == (metric in LOWER_IS_BETTER) else "worse"
 
