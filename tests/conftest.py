@@ -48,3 +48,19 @@ def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("tiny") / "run"
     code, out, err = said(main.run, f"--config={QUICKSTART}", f"--workdir={workdir}", *flags())
     return Finished(workdir, code, out, err)
+
+
+@pytest.fixture(scope="session")
+def model(finished):
+    """The tiny job's trained model."""
+    import perturbdiff_jax
+
+    return perturbdiff_jax.load(finished.workdir)
+
+
+@pytest.fixture(scope="session")
+def screen(finished):
+    """The tiny job's simulated cells."""
+    import anndata
+
+    return anndata.read_h5ad(finished.workdir / "simulated.h5ad")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from tiny_run import said
+from tiny_run import FLAGS, KEYS, said
 
 import perturbdiff_jax
 from perturbdiff_jax import cli
@@ -19,19 +19,6 @@ from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.design import split_design
 from perturbdiff_jax.diffusion.samplers import SamplerOptions
 from perturbdiff_jax.errors import RequestError
-
-KEYS = {"cell_type_key": "cell_type", "batch_key": "batch"}
-FLAGS = ("--cell-type-key", "cell_type", "--batch-key", "batch")
-
-
-@pytest.fixture(scope="module")
-def model(finished):
-    return perturbdiff_jax.load(finished.workdir)
-
-
-@pytest.fixture(scope="module")
-def screen(finished):
-    return anndata.read_h5ad(finished.workdir / "simulated.h5ad")
 
 
 def silent(_):

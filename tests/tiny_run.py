@@ -10,6 +10,9 @@ import pathlib
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "configs/quickstart.py"
 STEPS, EVERY = 6, 3
+# How its simulated cells name their columns, in Python and on the command line.
+KEYS = {"cell_type_key": "cell_type", "batch_key": "batch"}
+FLAGS = ("--cell-type-key", "cell_type", "--batch-key", "batch")
 
 CHANGES = {
     "simulate.cell_types": 2,
