@@ -46,6 +46,8 @@ def _panel(axes, rows: list[dict], metric: str, shapes: dict[float, str]) -> Non
     front = sorted((row["evaluations"], row[metric]["mean"]) for row in rows if metric in row["front"])
     axes.plot(*zip(*front), "-", color=INK, lw=1.0, zorder=0)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     axes.set_ylabel("lower is better" if metric in LOWER_IS_BETTER else "higher is better", fontsize=8)
 
 
