@@ -75,12 +75,16 @@ def write_gene_table(
 ) -> Path:
     """Writes `gene_table` as csv (.gz is compressed), condition by condition, aside and then renamed."""
     if not isinstance(predicted, anndata.AnnData):
-        predicted = anndata.read_h5ad(predicted, backed="r")
+        opened = anndata.read_h5ad(predicted, backed="r")
+        try:
+            return write_gene_table(opened, output, calls=calls, show=show)
+        finally:
+            opened.file.close()
     output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".partial-{output.name}")
     if show is None:
-        keys = [key for role, key in predicted.uns["perturbdiff"]["keys"].items() if role in CONDITION]
-        show = Progress(len(predicted.obs[keys].drop_duplicates()), "genes of conditions", every=10.0).show
+        show = Progress(_conditions(predicted), "genes of conditions", every=10.0).show
     try:
         for number, table in enumerate(gene_table(predicted, calls=calls), 1):
             first = number == 1
@@ -90,6 +94,14 @@ def write_gene_table(
     finally:
         partial.unlink(missing_ok=True)
     return output
+
+
+def _conditions(predicted: anndata.AnnData) -> int:
+    """How many conditions a file of predictions has; 0 for other files, which `gene_table` refuses."""
+    told = predicted.uns.get("perturbdiff", {"keys": {}})
+    keys = {role: key for role, key in told["keys"].items() if role in CONDITION}
+    asked = predicted.obs[list(keys.values())].drop_duplicates()
+    return int((asked[keys["perturbation"]].astype(str) != told["control"]).sum()) if keys else 0
 
 
 def _cells(predicted: anndata.AnnData, rows: np.ndarray) -> sp.csr_matrix:

@@ -1,4 +1,4 @@
-"""Predicted cells as AnnData and h5ad, ready for cell-eval and scanpy."""
+"""Predicted cells as AnnData, ready for cell-eval and scanpy, and whether a file can be written at all."""
 
 import os
 from collections.abc import Sequence
@@ -28,19 +28,6 @@ def assemble(
     matrix = sp.vstack([*blocks, *table.control_blocks(table.cells)], format="csr").astype(np.float32)
     obs = table.stretch(0, table.cells)
     return anndata.AnnData(X=matrix, obs=obs, var=pd.DataFrame(index=list(genes)), uns=uns)
-
-
-def write_predictions(predicted: anndata.AnnData, output: str | Path) -> Path:
-    """Writes the h5ad aside and renames it; raises RequestError as `check_output`."""
-    output = check_output(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    try:
-        predicted.write_h5ad(partial, compression="gzip")
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
-    return output
 
 
 def check_output(

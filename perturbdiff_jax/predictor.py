@@ -131,9 +131,6 @@ class Predictor:
           reading: `cell_type_key`, `batch_key`, `total_key`, `gene_key`, `min_gene_overlap` as of `predict`, and so is
             everything else.
 
-        Returns:
-          `output`.
-
         Raises:
           RequestError: as `predict`; or `output` cannot be written, another process writes it, or the parts there are
             those of another request (the message names what differs).
@@ -240,9 +237,9 @@ class Predictor:
             raise RequestError("predict: give either perturbations or a design, not both.")
         if isinstance(perturbations, str):
             perturbations = [perturbations]
-        somewhere = [(self.cell_types[0], self.batches[0])]
-        asked = full_design(perturbations, somewhere) if design is None else design
-        check_design(asked, self.bundle, cells_per_condition, draws)  # before a large file is read
+        contexts = [(self.cell_types[0], self.batches[0])]  # names are checked before a large file is read
+        asked = full_design(perturbations, contexts) if design is None else design
+        check_design(asked, self.bundle, cells_per_condition, draws)
         controls = from_anndata(adata, self.bundle, echo=echo, **reading)
         if design is None:
             design = full_design(perturbations, list(controls.cells))

@@ -1,5 +1,7 @@
 """The table of draws: by hand on a small prediction, the same from a file, and what is refused."""
 
+import shutil
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -31,9 +33,9 @@ def predicted():
     cells[:, -1] = 0.0
     order = draw.permutation(len(obs))
     adata = anndata.AnnData(
-        sp.csr_matrix(np.float32(cells)[order]), obs=obs.iloc[order].reset_index(drop=True)
+        sp.csr_matrix(np.float32(cells)[order]),
+        obs=obs.iloc[order].set_axis([f"c{i}" for i in range(len(obs))]),
     )
-    adata.obs_names = [f"c{i}" for i in range(len(obs))]
     adata.var_names = [f"G{i}" for i in range(GENES)]
     adata.uns["perturbdiff"] = {
         "keys": {"perturbation": "drug", "cell_type": "kind", "batch": "lot"},
@@ -71,11 +73,26 @@ def test_a_file_gives_the_same_table(predicted, tmp_path):
     (tmp_path / ".partial-genes.csv.gz").write_bytes(b"what a kill left")
     shown = []
     path = draws.write_gene_table(tmp_path / "pred.h5ad", tmp_path / "genes.csv.gz", show=shown.append)
+    assert draws.write_gene_table(predicted, tmp_path / "new" / "genes.csv").exists()
+    shutil.rmtree(tmp_path / "new")
     found = pd.read_csv(path)
     want = pd.concat(draws.gene_table(predicted), ignore_index=True)
     assert list(found.columns) == list(draws.COLUMNS) and shown == [1, 2, 3, 4]
     pd.testing.assert_frame_equal(found, want, check_dtype=False, rtol=1e-4, atol=1e-6)
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["genes.csv.gz", "pred.h5ad"]
+
+
+def test_progress_counts_conditions_without_the_control(predicted, tmp_path, monkeypatch):
+    totals, shown = [], []
+
+    class Watched:
+        def __init__(self, total, *_, **__):
+            totals.append(total)
+            self.show = shown.append
+
+    monkeypatch.setattr(draws, "Progress", Watched)
+    draws.write_gene_table(predicted, tmp_path / "genes.csv")
+    assert totals == [4] and shown[-1] == 4
 
 
 def test_without_calls(predicted):

@@ -68,6 +68,8 @@ def evaluate(
 ) -> Evaluation:
     """Scores `pred` against `real` and writes metrics.csv, metrics_all.csv, summary.json, pca.csv, de.csv.gz.
 
+    Several draws of the first prediction are judged in calibration.csv.
+
     pred: h5ad path or AnnData, log1p-normalised, all draws pooled; its control cells are not scored. A mapping
     {name: path or AnnData} scores several at once, on the conditions and genes that all of them have; the first
     is the one that the gene table, the plane of cells, the calibration of draws and the page are about. summary.json

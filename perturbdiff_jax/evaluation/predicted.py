@@ -60,15 +60,17 @@ class Predicted:
         return {name: _cells_for(side, context) for name, side in self.sides.items()}
 
     def draws_for(self, name: str, context: Context) -> dict[int, Prediction]:
-        """By number of the draw, the cells of the context's conditions; empty when the file tells no draws."""
+        """By number of the draw, the cells of the context's conditions; empty when there are not several draws."""
         side = self.sides[name]
-        if DRAW not in side.conditions:
+        if DRAW not in side.conditions or side.conditions[DRAW].nunique() < 2:
             return {}
-        parts = side.conditions.groupby(DRAW, sort=True).indices
-        return {
-            int(draw): _cells_for(Side(side.cells[rows], side.conditions.iloc[rows], side.genes), context)
-            for draw, rows in parts.items()
-        }
+        rows = np.flatnonzero((side.conditions["cell_type"] == context.cell_type).to_numpy())
+        own = side.conditions.iloc[rows]
+        found: dict[int, dict] = {int(draw): {} for draw in sorted(own[DRAW].unique())}
+        for (draw, *key), at in own.groupby([DRAW, "batch", "perturbation"]).indices.items():
+            if tuple(key) in context.real:
+                found[int(draw)][tuple(key)] = side.cells[rows[at]]
+        return found
 
 
 def named(pred) -> dict[str, object]:
