@@ -41,7 +41,7 @@ def write_pieces(
     partial = output.with_name(output.name + ".partial")
     try:
         empty = sp.csr_matrix((0, len(genes)), dtype=np.float32)
-        frame = anndata.AnnData(X=empty, var=pd.DataFrame(index=list(genes)), uns=uns)
+        frame = anndata.AnnData(X=empty, var=pd.DataFrame(index=pd.Index(genes, dtype=object)), uns=uns)
         frame.write_h5ad(partial, compression=COMPRESSION)
         with h5py.File(partial, "r+") as file:
             for name in ("X", "obs"):

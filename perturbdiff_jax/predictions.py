@@ -27,7 +27,7 @@ def assemble(
     """
     matrix = sp.vstack([*blocks, *table.control_blocks(table.cells)], format="csr").astype(np.float32)
     obs = table.stretch(0, table.cells)
-    return anndata.AnnData(X=matrix, obs=obs, var=pd.DataFrame(index=list(genes)), uns=uns)
+    return anndata.AnnData(X=matrix, obs=obs, var=pd.DataFrame(index=pd.Index(genes, dtype=object)), uns=uns)
 
 
 def check_output(

@@ -24,7 +24,10 @@ def in_one_go(job):
         blocks.append(job.controls.cells[context][places].toarray())
         rows += [(job.bundle.control, *context, 0)] * len(places)
         names += [job.controls.names[context][place] for place in places]
-    obs = pd.DataFrame(rows, columns=["perturbation", "cell_type", "batch", "draw"], index=names)
+    obs = pd.DataFrame(rows, columns=["perturbation", "cell_type", "batch", "draw"])
+    obs.index = pd.Index(
+        names, dtype=object
+    )  # newer pandas would choose a layout that older anndata cannot read
     trained = {name for name, _, _ in job.bundle.trained} | {"control"}
     obs["seen_perturbation"] = [name in trained for name in obs["perturbation"]]
     obs["batch"] = [job.controls.spelling.get(name, name) for name in obs["batch"]]
@@ -34,8 +37,9 @@ def in_one_go(job):
             del obs[role]
     obs = obs.rename(columns={role: key for role, key in job.bundle.keys.items() if key})
     matrix = sp.csr_matrix(np.concatenate(blocks).astype(np.float32))
-    whole = anndata.AnnData(matrix, obs=obs, var=pd.DataFrame(index=job.bundle.genes))
+    whole = anndata.AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(job.bundle.genes, dtype=object)))
     whole.obs_names_make_unique()
+    whole.obs_names = whole.obs_names.astype(object)
     whole.uns["perturbdiff"] = job.uns
     return whole
 
@@ -104,6 +108,9 @@ def test_the_file_is_laid_out_as_anndata_lays_it_out(tmp_path):
         return found
 
     assert layout("a.h5ad") == layout("b.h5ad")
+    assert all(
+        layout("b.h5ad")[f"{name}/_index"][0]["encoding-type"] == "string-array" for name in ("obs", "var")
+    )
 
 
 def test_a_file_that_cannot_be_finished_leaves_the_one_that_is_there(tmp_path, monkeypatch):

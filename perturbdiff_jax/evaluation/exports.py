@@ -54,9 +54,10 @@ def pair_side(
     obs = pd.DataFrame(
         {column: pd.Categorical(table[field]) for field, column in columns.items() if column is not None}
     )
-    obs.index = pd.Index(names)
+    obs.index = pd.Index(names, dtype=object)  # a layout that tools of any age read
     sparse = x.data.nbytes + x.indices.nbytes + x.indptr.nbytes < dense_bytes
-    return ad.AnnData(x if sparse else x.toarray(), obs=obs, var=pd.DataFrame(index=list(contexts[0].genes)))
+    var = pd.DataFrame(index=pd.Index(contexts[0].genes, dtype=object))
+    return ad.AnnData(x if sparse else x.toarray(), obs=obs, var=var)
 
 
 def write_exports(
