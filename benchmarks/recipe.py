@@ -12,11 +12,11 @@ import json
 import sys
 from pathlib import Path
 
-from perturbdiff_jax.controls import from_store
-from perturbdiff_jax.design import split_design
 from perturbdiff_jax.evaluation.evaluate import evaluate
 from perturbdiff_jax.main import parse
 from perturbdiff_jax.predict import load
+from perturbdiff_jax.prediction.controls import from_store
+from perturbdiff_jax.prediction.design import split_design
 from perturbdiff_jax.run_record import write_json
 from perturbdiff_jax.run_setup import open_store
 from perturbdiff_jax.settings import from_config

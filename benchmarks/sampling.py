@@ -19,9 +19,7 @@ import numpy as np
 import pandas as pd
 
 import perturbdiff_jax as pdx
-from perturbdiff_jax.controls import from_store
 from perturbdiff_jax.data.store import Store
-from perturbdiff_jax.design import split_design
 from perturbdiff_jax.diffusion.samplers import SamplerOptions
 from perturbdiff_jax.evaluation.contexts import pool
 from perturbdiff_jax.evaluation.inputs import Keys
@@ -29,6 +27,8 @@ from perturbdiff_jax.evaluation.metrics import LOWER_IS_BETTER
 from perturbdiff_jax.evaluation.real_cells import read_contexts
 from perturbdiff_jax.evaluation.scoring import Scorer
 from perturbdiff_jax.evaluation.summary import interval
+from perturbdiff_jax.prediction.controls import from_store
+from perturbdiff_jax.prediction.design import split_design
 from perturbdiff_jax.run_record import write_json
 
 METRICS = ("energy", "r2", "pearson_delta", "discrimination_score_l1")

@@ -13,7 +13,7 @@ from perturbdiff_jax import settings as run_settings
 from perturbdiff_jax.bundle import build_model, read_bundle, table_hashes
 from perturbdiff_jax.checkpoint import WHICH, Checkpoints
 from perturbdiff_jax.errors import RequestError
-from perturbdiff_jax.predictor import Predictor
+from perturbdiff_jax.prediction.predictor import Predictor
 from perturbdiff_jax.state import init_params
 
 

@@ -14,11 +14,9 @@ from perturbdiff_jax import processes, sharding
 from perturbdiff_jax.bundle import build_model, write_bundle
 from perturbdiff_jax.checkpoint import Checkpoints
 from perturbdiff_jax.checkpoint_folder import last_good
-from perturbdiff_jax.controls import from_store
 from perturbdiff_jax.data.conditions import TEST, VALIDATION
 from perturbdiff_jax.data.loader import SetSource
 from perturbdiff_jax.data.store import Store
-from perturbdiff_jax.design import split_design
 from perturbdiff_jax.errors import full_disk_told, shorten
 from perturbdiff_jax.evaluation.evaluate import evaluate
 from perturbdiff_jax.evaluation.report import write_report
@@ -27,8 +25,10 @@ from perturbdiff_jax.interruption import Interruption
 from perturbdiff_jax.loop import TrainingLoop
 from perturbdiff_jax.optim import learning_rate, optimizer
 from perturbdiff_jax.placement import gathered, placed
-from perturbdiff_jax.population import Walker
 from perturbdiff_jax.predict import load
+from perturbdiff_jax.prediction.controls import from_store
+from perturbdiff_jax.prediction.design import split_design
+from perturbdiff_jax.prediction.population import Walker
 from perturbdiff_jax.run_lock import RunLock
 from perturbdiff_jax.run_options import ProfileSpan
 from perturbdiff_jax.run_record import RunRecord, check_same_run, taken_back_if_refused

@@ -6,11 +6,11 @@ against control, energy distance. They choose the best checkpoint.
 
 import numpy as np
 
-from perturbdiff_jax.controls import from_store
 from perturbdiff_jax.data.store import Store
-from perturbdiff_jax.design import split_design
 from perturbdiff_jax.evaluation import metrics
-from perturbdiff_jax.population import Request, Walker
+from perturbdiff_jax.prediction.controls import from_store
+from perturbdiff_jax.prediction.design import split_design
+from perturbdiff_jax.prediction.population import Request, Walker
 
 
 class SampledValidation:

@@ -67,9 +67,9 @@ def run(args: argparse.Namespace) -> None:
     import h5py
 
     from perturbdiff_jax import load
-    from perturbdiff_jax.design import read_design, split_design
-    from perturbdiff_jax.draws import write_gene_table
-    from perturbdiff_jax.predictions import check_output
+    from perturbdiff_jax.prediction.assembly import check_output
+    from perturbdiff_jax.prediction.design import read_design, split_design
+    from perturbdiff_jax.prediction.gene_table import write_gene_table
 
     if args.split and not args.store:
         raise RequestError("--split needs --store, the store that holds the split.")
@@ -97,8 +97,8 @@ def run(args: argparse.Namespace) -> None:
         "source": args.source,
     }
     if args.split:
-        from perturbdiff_jax.controls import check_store, from_store
         from perturbdiff_jax.data.store import Store
+        from perturbdiff_jax.prediction.controls import check_store, from_store
 
         store = Store.open(args.store)
         check_store(store, model.bundle)

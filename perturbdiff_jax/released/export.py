@@ -10,7 +10,7 @@ import numpy as np
 from perturbdiff_jax.bundle import Bundle
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.predict import load
-from perturbdiff_jax.predictions import check_output
+from perturbdiff_jax.prediction.assembly import check_output
 from perturbdiff_jax.released.names import DOSE_ROWS, UNUSED, Layout, to_released
 from perturbdiff_jax.settings import Settings
 

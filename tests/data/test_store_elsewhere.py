@@ -7,14 +7,14 @@ import pytest
 from made_stores import OPTIONS
 from tiny_run import tiny_config
 
-from perturbdiff_jax.controls import check_store, from_store
 from perturbdiff_jax.data.prepare import PrepareOptions, prepare
 from perturbdiff_jax.data.storage.merge import MergeOptions, merge
-from perturbdiff_jax.design import split_design
 from perturbdiff_jax.evaluation.baselines import training_of
 from perturbdiff_jax.evaluation.inputs import Keys
 from perturbdiff_jax.evaluation.real_cells import from_store as real_from_store
 from perturbdiff_jax.evaluation.real_cells import triples
+from perturbdiff_jax.prediction.controls import check_store, from_store
+from perturbdiff_jax.prediction.design import split_design
 from perturbdiff_jax.run_setup import describe, open_store, settle, store_facts
 from perturbdiff_jax.settings import from_config
 from perturbdiff_jax.validation import SampledValidation

@@ -34,7 +34,7 @@ def processes(workdir, output, *moments):
         "PYTHONPATH": str(ROOT),
     }
     output.parent.mkdir()
-    command = [sys.executable, ROOT / "tests/killed_predictions.py", workdir, output, *moments]
+    command = [sys.executable, ROOT / "tests/prediction/killed_predictions.py", workdir, output, *moments]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     said = {moment: output.with_name(f"{output.name}.{moment}.txt").read_text() for moment in moments}

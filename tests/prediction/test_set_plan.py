@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from perturbdiff_jax.set_plan import Request, SetPlan
+from perturbdiff_jax.prediction.set_plan import Request, SetPlan
 
 
 def request(cells, controls=5, name="P"):

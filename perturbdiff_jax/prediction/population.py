@@ -16,7 +16,7 @@ from perturbdiff_jax import rng
 from perturbdiff_jax.diffusion.samplers import SamplerOptions, sample
 from perturbdiff_jax.diffusion.schedule import Schedule
 from perturbdiff_jax.models.mmdit import Denoiser
-from perturbdiff_jax.set_plan import PlannedSet, Request, SetPlan
+from perturbdiff_jax.prediction.set_plan import PlannedSet, Request, SetPlan
 from perturbdiff_jax.step import bind
 
 

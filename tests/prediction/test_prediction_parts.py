@@ -11,13 +11,14 @@ import scipy.sparse as sp
 from small_jobs import CONTEXTS, bundle, controls, job, request, some
 from tiny_run import ROOT
 
-from perturbdiff_jax import prediction_file, prediction_job
 from perturbdiff_jax.errors import RequestError, RunError
-from perturbdiff_jax.prediction_parts import DamagedPart, PartFolder
+from perturbdiff_jax.prediction import h5ad_file
+from perturbdiff_jax.prediction import job as job_room
+from perturbdiff_jax.prediction.parts import DamagedPart, PartFolder
 
 HOLDER = """
 import pathlib, sys
-from perturbdiff_jax.prediction_parts import PartFolder
+from perturbdiff_jax.prediction.parts import PartFolder
 with PartFolder(pathlib.Path(sys.argv[1]), {}, sets_per_part=1):
     print("held", flush=True)
     sys.stdin.read()
@@ -75,7 +76,7 @@ def test_a_job_that_did_nothing_leaves_nothing(tmp_path):
 
 def test_parts_stay_when_the_last_step_fails(tmp_path, unbroken, monkeypatch):
     path = tmp_path / "p.h5ad"
-    monkeypatch.setattr(prediction_file, "_write_obs", lambda *_: 1 / 0)
+    monkeypatch.setattr(h5ad_file, "_write_obs", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         some().job.to_file(path)
     monkeypatch.undo()
@@ -218,13 +219,13 @@ def test_any_changed_byte_is_noticed_or_changes_nothing(tmp_path):
 def test_a_part_that_is_damaged_at_the_very_end_is_said_and_mended_by_the_next(
     tmp_path, unbroken, monkeypatch
 ):
-    path, whole = tmp_path / "p.h5ad", prediction_job.write_pieces
+    path, whole = tmp_path / "p.h5ad", job_room.write_pieces
 
     def write_pieces(*arguments):
         cut(tmp_path / "p.h5ad.parts" / "part-0000002.npz")
         whole(*arguments)
 
-    monkeypatch.setattr(prediction_job, "write_pieces", write_pieces)
+    monkeypatch.setattr(job_room, "write_pieces", write_pieces)
     with pytest.raises(RunError, match=r"part-0000002\.npz: damaged .*\nGive the same command again"):
         some().job.to_file(path)
     assert not path.exists() and not list(tmp_path.glob("*.partial"))
@@ -255,7 +256,7 @@ def test_a_full_disk_is_told_with_what_is_safe(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prediction_file.h5py, "File", full)
+    monkeypatch.setattr(h5ad_file.h5py, "File", full)
     with pytest.raises(
         RunError, match=r"no space is left on the disk\.\nFinished parts stay in .*p\.h5ad\.parts; make"
     ):

@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from perturbdiff_jax.errors import RequestError
-from perturbdiff_jax.prediction_table import PredictionTable
+from perturbdiff_jax.prediction.table import PredictionTable
 
 
 def assemble(

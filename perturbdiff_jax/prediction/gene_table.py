@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from perturbdiff_jax.controls import ControlCells
-from perturbdiff_jax.design import CONDITION
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.evaluation import spread
 from perturbdiff_jax.evaluation.metrics import mean_of
+from perturbdiff_jax.prediction.controls import ControlCells
+from perturbdiff_jax.prediction.design import CONDITION
 from perturbdiff_jax.telemetry.progress import Progress
 
 COLUMNS = (

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 
 from perturbdiff_jax.bundle import Bundle
-from perturbdiff_jax.controls import ControlCells
 from perturbdiff_jax.data.conditions import DOSE_MARK, SPLITS
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import RequestError, shorten, unknown
-from perturbdiff_jax.set_plan import Request
+from perturbdiff_jax.prediction.controls import ControlCells
+from perturbdiff_jax.prediction.set_plan import Request
 from perturbdiff_jax.vocabulary import batch_names, source_code, unknown_batch
 
 CONDITION = ("perturbation", "cell_type", "batch")

@@ -13,13 +13,14 @@ from small_jobs import bundle, controls, job, request
 from tiny_run import FLAGS, KEYS, said
 
 import perturbdiff_jax
-from perturbdiff_jax import cli, prediction_parts
+from perturbdiff_jax import cli
 from perturbdiff_jax.bundle import Bundle
-from perturbdiff_jax.controls import from_store
 from perturbdiff_jax.data.store import Store
-from perturbdiff_jax.design import split_design
 from perturbdiff_jax.diffusion.samplers import SamplerOptions
 from perturbdiff_jax.errors import RequestError
+from perturbdiff_jax.prediction import parts as part_files
+from perturbdiff_jax.prediction.controls import from_store
+from perturbdiff_jax.prediction.design import split_design
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def peak_of(requests, given, known, path):
 
 @pytest.mark.parametrize("form", ["more conditions", "more cells of each"])
 def test_memory_does_not_grow_with_what_is_asked_for(tmp_path, monkeypatch, form):
-    monkeypatch.setattr("perturbdiff_jax.prediction_file.CHUNK", 1024)
+    monkeypatch.setattr("perturbdiff_jax.prediction.h5ad_file.CHUNK", 1024)
     given, known = controls(genes=400, cells=300), bundle(genes=400)
     several, larger = (20, 1) if form == "more conditions" else (1, 20)
     peak_of([request(given, "P0", cells=512)], given, known, tmp_path / "first.h5ad")  # what is loaded once
@@ -59,7 +60,7 @@ def test_memory_does_not_grow_with_what_is_asked_for(tmp_path, monkeypatch, form
 def test_no_more_than_two_batches_are_alive(tmp_path, monkeypatch):
     given, known = controls(), bundle()
     ours = job([request(given, cells=400)], given, known, devices=jax.devices()[:2])
-    walk, write, alive, most = ours.walker._walk, prediction_parts.PartFolder.write, [], []
+    walk, write, alive, most = ours.walker._walk, part_files.PartFolder.write, [], []
 
     def counted(*arguments):
         found = walk(*arguments)
@@ -71,7 +72,7 @@ def test_no_more_than_two_batches_are_alive(tmp_path, monkeypatch):
         write(folder, number, cells)
 
     ours.walker._walk = counted
-    monkeypatch.setattr(prediction_parts.PartFolder, "write", noted)
+    monkeypatch.setattr(part_files.PartFolder, "write", noted)
     ours.to_file(tmp_path / "p.h5ad")
     assert len(most) == 50 and max(most) == 2  # one handed out, and the next under way
 
@@ -126,7 +127,7 @@ def test_progress_tells_sets_share_speed_and_time(tmp_path, monkeypatch, capsys)
     clock = "perturbdiff_jax.telemetry.progress.time.monotonic"
     monkeypatch.setattr(clock, iter(range(0, 10**6, 20)).__next__)
     given, known = controls(), bundle()
-    whole, write = prediction_parts.PartFolder.write, []
+    whole, write = part_files.PartFolder.write, []
 
     def broken(folder, number, cells):
         if number == 3 and not write:
@@ -134,7 +135,7 @@ def test_progress_tells_sets_share_speed_and_time(tmp_path, monkeypatch, capsys)
             raise KeyboardInterrupt
         whole(folder, number, cells)
 
-    monkeypatch.setattr(prediction_parts.PartFolder, "write", broken)
+    monkeypatch.setattr(part_files.PartFolder, "write", broken)
     with pytest.raises(KeyboardInterrupt):
         job([request(given, cells=40)], given, known).to_file(tmp_path / "p.h5ad")
     lines = capsys.readouterr().out.splitlines()
@@ -180,7 +181,7 @@ def test_a_context_without_controls_is_said_and_marked_in_the_file(finished, mod
 
 
 def test_the_command_line_refuses_parts_of_another_request(finished, tmp_path, monkeypatch):
-    out, write = tmp_path / "o.h5ad", prediction_parts.PartFolder.write
+    out, write = tmp_path / "o.h5ad", part_files.PartFolder.write
 
     def once(folder, number, cells):
         write(folder, number, cells)
@@ -188,7 +189,7 @@ def test_the_command_line_refuses_parts_of_another_request(finished, tmp_path, m
 
     words = ["predict", "--checkpoint", finished.workdir, "--store", finished.workdir / "store"]
     words += ["--split", "test", "--output", out]
-    monkeypatch.setattr(prediction_parts.PartFolder, "write", once)
+    monkeypatch.setattr(part_files.PartFolder, "write", once)
     code, _, err = said(cli.run, *words)
     assert code == 130 and err == "interrupted; give the same command again to go on\n"
     monkeypatch.undo()

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from perturbdiff_jax.controls import ControlCells, from_anndata
 from perturbdiff_jax.errors import RequestError
+from perturbdiff_jax.prediction.controls import ControlCells, from_anndata
 
 GENES = [f"g{i}" for i in range(12)]
 BUNDLE = types.SimpleNamespace(

@@ -14,11 +14,11 @@ from tiny_run import FLAGS, KEYS, said
 
 import perturbdiff_jax
 from perturbdiff_jax import cli
-from perturbdiff_jax.controls import from_store
 from perturbdiff_jax.data.store import Store
-from perturbdiff_jax.design import split_design
 from perturbdiff_jax.diffusion.samplers import SamplerOptions
 from perturbdiff_jax.errors import RequestError
+from perturbdiff_jax.prediction.controls import from_store
+from perturbdiff_jax.prediction.design import split_design
 
 
 def silent(_):

@@ -16,7 +16,8 @@ import threading
 import numpy as np
 from killed_runs import before, kill
 
-from perturbdiff_jax import cli, prediction_file, prediction_job, prediction_parts, predictor, settings
+from perturbdiff_jax import cli, settings
+from perturbdiff_jax.prediction import h5ad_file, job, parts, predictor
 
 ASKED = [
     "--perturbations",
@@ -43,7 +44,7 @@ def at_call(count):
 
 
 def before_anything_is_walked():
-    before(prediction_job.PredictionJob, "_walked", lambda *_: kill())
+    before(job.PredictionJob, "_walked", lambda *_: kill())
 
 
 def in_the_middle_of_a_part():
@@ -57,23 +58,23 @@ def in_the_middle_of_a_part():
         file.seek(0)
         whole(file, **arrays)
 
-    prediction_parts.np.savez = savez
+    parts.np.savez = savez
 
 
 def before_a_part_gets_its_name():
-    before(prediction_parts.os, "replace", at_call(3))
+    before(parts.os, "replace", at_call(3))
 
 
 def between_two_parts():
-    before(prediction_parts.PartFolder, "write", at_call(4))
+    before(parts.PartFolder, "write", at_call(4))
 
 
 def while_the_parts_are_joined():
-    before(prediction_file, "_write_obs", lambda *_: kill())
+    before(h5ad_file, "_write_obs", lambda *_: kill())
 
 
 def before_the_file_gets_its_name():
-    before(prediction_file.os, "replace", lambda source, _: str(source).endswith("h5ad.partial") and kill())
+    before(h5ad_file.os, "replace", lambda source, _: str(source).endswith("h5ad.partial") and kill())
 
 
 def while_the_parts_are_removed():
@@ -81,7 +82,7 @@ def while_the_parts_are_removed():
         folder.file(1).unlink()
         kill()
 
-    before(prediction_parts.PartFolder, "remove", strike)
+    before(parts.PartFolder, "remove", strike)
 
 
 def not_at_all():

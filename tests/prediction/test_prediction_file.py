@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse as sp
 from small_jobs import CONTEXTS, bundle, controls, job, request, some
 
-from perturbdiff_jax import prediction_file
+from perturbdiff_jax.prediction import h5ad_file
 
 
 def in_one_go(job):
@@ -73,7 +73,7 @@ def jobs():
 @pytest.mark.parametrize("chunk", [1 << 16, 7])
 @pytest.mark.parametrize(("name", "ours"), list(jobs()), ids=[name for name, _ in jobs()])
 def test_file_and_memory_hold_what_anndata_puts_together(tmp_path, monkeypatch, name, ours, chunk):
-    monkeypatch.setattr(prediction_file, "CHUNK", chunk)
+    monkeypatch.setattr(h5ad_file, "CHUNK", chunk)
     expected = in_one_go(ours)
     same(ours.in_memory(), expected)
     path = ours.to_file(tmp_path / "sub" / "p.h5ad")
@@ -117,7 +117,7 @@ def test_a_file_that_cannot_be_finished_leaves_the_one_that_is_there(tmp_path, m
     path = tmp_path / "p.h5ad"
     some().job.to_file(path)
     before = path.read_bytes()
-    monkeypatch.setattr(prediction_file, "_write_obs", lambda *_: 1 / 0)
+    monkeypatch.setattr(h5ad_file, "_write_obs", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         some().job.to_file(path)
     assert path.read_bytes() == before and not list(tmp_path.glob("*.partial"))

@@ -13,10 +13,10 @@ import scipy.sparse as sp
 from anndata.utils import make_index_unique
 
 from perturbdiff_jax.bundle import Bundle
-from perturbdiff_jax.controls import ControlCells
-from perturbdiff_jax.design import CONDITION
 from perturbdiff_jax.diffusion.samplers import SamplerOptions
-from perturbdiff_jax.set_plan import SetPlan
+from perturbdiff_jax.prediction.controls import ControlCells
+from perturbdiff_jax.prediction.design import CONDITION
+from perturbdiff_jax.prediction.set_plan import SetPlan
 
 NAME = "predicted{:07d}"
 

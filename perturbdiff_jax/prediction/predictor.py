@@ -9,18 +9,18 @@ import anndata
 import jax
 import pandas as pd
 
-from perturbdiff_jax import direct
 from perturbdiff_jax import settings as run_settings
 from perturbdiff_jax.bundle import Bundle
-from perturbdiff_jax.controls import ControlCells, from_anndata
-from perturbdiff_jax.design import check_design, full_design, requests_of
 from perturbdiff_jax.diffusion import samplers
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.models.mmdit import Denoiser
-from perturbdiff_jax.population import Walker
-from perturbdiff_jax.prediction_job import PredictionJob
-from perturbdiff_jax.prediction_table import facts
-from perturbdiff_jax.predictions import check_output
+from perturbdiff_jax.prediction import direct
+from perturbdiff_jax.prediction.assembly import check_output
+from perturbdiff_jax.prediction.controls import ControlCells, from_anndata
+from perturbdiff_jax.prediction.design import check_design, full_design, requests_of
+from perturbdiff_jax.prediction.job import PredictionJob
+from perturbdiff_jax.prediction.population import Walker
+from perturbdiff_jax.prediction.table import facts
 
 
 @dataclasses.dataclass(frozen=True)

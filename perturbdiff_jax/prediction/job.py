@@ -14,14 +14,14 @@ import numpy as np
 import scipy.sparse as sp
 
 from perturbdiff_jax.bundle import Bundle
-from perturbdiff_jax.controls import ControlCells
 from perturbdiff_jax.errors import RunError, full_disk_told
-from perturbdiff_jax.population import Walker
-from perturbdiff_jax.prediction_file import write_pieces
-from perturbdiff_jax.prediction_parts import DamagedPart, PartFolder
-from perturbdiff_jax.prediction_table import PredictionTable
-from perturbdiff_jax.predictions import assemble, check_output
-from perturbdiff_jax.set_plan import Request, SetPlan
+from perturbdiff_jax.prediction.assembly import assemble, check_output
+from perturbdiff_jax.prediction.controls import ControlCells
+from perturbdiff_jax.prediction.h5ad_file import write_pieces
+from perturbdiff_jax.prediction.parts import DamagedPart, PartFolder
+from perturbdiff_jax.prediction.population import Walker
+from perturbdiff_jax.prediction.set_plan import Request, SetPlan
+from perturbdiff_jax.prediction.table import PredictionTable
 from perturbdiff_jax.telemetry.progress import Progress
 
 CONTROL_ROWS = 4096  # control cells that are written at a time

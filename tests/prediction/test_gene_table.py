@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from perturbdiff_jax import draws
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.evaluation import spread
+from perturbdiff_jax.prediction import gene_table
 
 GENES, CELLS, DRAWS = 6, 30, 4
 
@@ -45,7 +45,7 @@ def predicted():
 
 
 def test_every_number_of_a_condition(predicted):
-    tables = {tuple(t.iloc[0, :3]): t.set_index("gene") for t in draws.gene_table(predicted)}
+    tables = {tuple(t.iloc[0, :3]): t.set_index("gene") for t in gene_table.gene_table(predicted)}
     assert list(tables) == [("P", "T1", "B1"), ("P", "T1", "B2"), ("Q", "T1", "B1"), ("Q", "T1", "B2")]
     obs, x = predicted.obs, predicted.X.toarray().astype(np.float64)
     control = x[(obs["drug"] == "ctrl").to_numpy()]
@@ -72,12 +72,12 @@ def test_a_file_gives_the_same_table(predicted, tmp_path):
     predicted.write_h5ad(tmp_path / "pred.h5ad")
     (tmp_path / ".partial-genes.csv.gz").write_bytes(b"what a kill left")
     shown = []
-    path = draws.write_gene_table(tmp_path / "pred.h5ad", tmp_path / "genes.csv.gz", show=shown.append)
-    assert draws.write_gene_table(predicted, tmp_path / "new" / "genes.csv").exists()
+    path = gene_table.write_gene_table(tmp_path / "pred.h5ad", tmp_path / "genes.csv.gz", show=shown.append)
+    assert gene_table.write_gene_table(predicted, tmp_path / "new" / "genes.csv").exists()
     shutil.rmtree(tmp_path / "new")
     found = pd.read_csv(path)
-    want = pd.concat(draws.gene_table(predicted), ignore_index=True)
-    assert list(found.columns) == list(draws.COLUMNS) and shown == [1, 2, 3, 4]
+    want = pd.concat(gene_table.gene_table(predicted), ignore_index=True)
+    assert list(found.columns) == list(gene_table.COLUMNS) and shown == [1, 2, 3, 4]
     pd.testing.assert_frame_equal(found, want, check_dtype=False, rtol=1e-4, atol=1e-6)
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["genes.csv.gz", "pred.h5ad"]
 
@@ -90,13 +90,13 @@ def test_progress_counts_conditions_without_the_control(predicted, tmp_path, mon
             totals.append(total)
             self.show = shown.append
 
-    monkeypatch.setattr(draws, "Progress", Watched)
-    draws.write_gene_table(predicted, tmp_path / "genes.csv")
+    monkeypatch.setattr(gene_table, "Progress", Watched)
+    gene_table.write_gene_table(predicted, tmp_path / "genes.csv")
     assert totals == [4] and shown[-1] == 4
 
 
 def test_without_calls(predicted):
-    assert next(draws.gene_table(predicted, calls=False))["calls"].isna().all()
+    assert next(gene_table.gene_table(predicted, calls=False))["calls"].isna().all()
 
 
 def test_a_broken_write_leaves_the_old_table(predicted, tmp_path, monkeypatch):
@@ -107,7 +107,7 @@ def test_a_broken_write_leaves_the_old_table(predicted, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        draws.write_gene_table(predicted, tmp_path / "genes.csv", show=stop)
+        gene_table.write_gene_table(predicted, tmp_path / "genes.csv", show=stop)
     assert [p.name for p in tmp_path.iterdir()] == ["genes.csv"]
     assert (tmp_path / "genes.csv").read_text() == "old"
 
@@ -116,7 +116,7 @@ def test_what_cannot_be_told_is_refused(predicted):
     foreign = predicted.copy()
     del foreign.uns["perturbdiff"]
     with pytest.raises(RequestError, match="a file that predict wrote"):
-        list(draws.gene_table(foreign))
+        list(gene_table.gene_table(foreign))
     alone = predicted[(predicted.obs["drug"] != "ctrl").to_numpy()].copy()
     with pytest.raises(RequestError, match="no control cells 'ctrl'"):
-        list(draws.gene_table(alone))
+        list(gene_table.gene_table(alone))

@@ -8,13 +8,13 @@ import scipy.sparse as sp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from perturbdiff_jax.bundle import Bundle
-from perturbdiff_jax.controls import ControlCells
 from perturbdiff_jax.diffusion.samplers import SamplerOptions
 from perturbdiff_jax.diffusion.schedule import Schedule
-from perturbdiff_jax.population import Walker
-from perturbdiff_jax.prediction_job import PredictionJob
-from perturbdiff_jax.prediction_table import facts
-from perturbdiff_jax.set_plan import Request
+from perturbdiff_jax.prediction.controls import ControlCells
+from perturbdiff_jax.prediction.job import PredictionJob
+from perturbdiff_jax.prediction.population import Walker
+from perturbdiff_jax.prediction.set_plan import Request
+from perturbdiff_jax.prediction.table import facts
 
 CONTEXTS = [("T1", "B1"), ("T1", "B2"), ("T2", "B1")]
 

@@ -21,10 +21,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from perturbdiff_jax.errors import RequestError
+from perturbdiff_jax.prediction.set_plan import SetPlan
 from perturbdiff_jax.run_lock import FILE as LOCK
 from perturbdiff_jax.run_lock import RunLock
 from perturbdiff_jax.run_record import write_json
-from perturbdiff_jax.set_plan import SetPlan
 
 SCHEMA = 1  # of the directory; parts of another are not read
 RECORD = "request.json"

@@ -16,7 +16,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata.io import write_elem
 
-from perturbdiff_jax.prediction_table import PredictionTable
+from perturbdiff_jax.prediction.table import PredictionTable
 
 CHUNK = 1 << 16  # values
 COMPRESSION = "gzip"
