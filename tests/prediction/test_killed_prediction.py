@@ -31,7 +31,7 @@ def processes(workdir, output, *moments):
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": " ".join([*flags, "--xla_force_host_platform_device_count=2"]),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(map(str, [ROOT, ROOT / "tests"])),
     }
     output.parent.mkdir()
     command = [sys.executable, ROOT / "tests/prediction/killed_predictions.py", workdir, output, *moments]
