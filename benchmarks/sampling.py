@@ -48,12 +48,16 @@ WALKS = {
     "fast, 8": {"name": "fast", "steps": 8},
     "fast, 10": {"name": "fast", "steps": 10},
     "fast, 20": {"name": "fast", "steps": 20},
+    "DDIM, even in log SNR, 10": {"name": "ddim", "steps": 10, "spacing": "log_snr"},
+    "fast, even in log SNR, 4": {"name": "fast", "steps": 4, "spacing": "log_snr"},
+    "fast, even in log SNR, 10": {"name": "fast", "steps": 10, "spacing": "log_snr"},
 }
 FULL = {
     "DDIM, all 1,000": {"name": "ddim", "steps": 1000},
     "DDPM, all 1,000": {"name": "ddpm", "steps": 1000},
 }
 SETS = 8  # of the timed batch
+TIMED = ("start", "steps", "eta", "guidance", "cutoff", "spacing")
 TURNS = 3
 
 
@@ -129,7 +133,10 @@ def timed(held: HeldOut, walks: dict[str, SamplerOptions]) -> dict[str, float]:
     cells = batch["control"].shape[0] * batch["control"].shape[1]
     for turn in range(TURNS + 1):
         for name, walk in walks.items():
-            asked = {field: getattr(walk, field) for field in ("start", "steps", "eta", "guidance", "cutoff")}
+            asked = {
+                field: getattr(walk, field)
+                for field in ("start", "steps", "eta", "guidance", "cutoff", "spacing")
+            }
             began = time.perf_counter()
             held.model.sample(**batch, sampler=walk.name, **asked)
             if turn:  # the first compiles

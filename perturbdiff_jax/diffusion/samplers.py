@@ -19,6 +19,7 @@ from perturbdiff_jax.errors import RequestError
 SAMPLERS = ("ddim", "ddpm", "fast")
 INITS = ("noise", "control")
 VARIANCES = ("large", "small")
+SPACINGS = ("time", "log_snr")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class SamplerOptions:
         "large"  # DDPM: "large" is beta_t, "small" that of the posterior (the released sigma_small)
     )
     cutoff: float = 1e-4  # expression / 10 below this is 0
+    spacing: str = "time"  # visited timesteps are even in time, or in log signal-to-noise ("log_snr")
     init: str = "noise"  # begin from N(0, 1), or from control cells noised to the first timestep
 
     def __post_init__(self):
@@ -45,6 +47,8 @@ class SamplerOptions:
             raise RequestError(f"sampler init={self.init!r}: allowed are {', '.join(INITS)}.")
         if self.variance not in VARIANCES:
             raise RequestError(f"sampler variance={self.variance!r}: allowed are {', '.join(VARIANCES)}.")
+        if self.spacing not in SPACINGS:
+            raise RequestError(f"sampler spacing={self.spacing!r}: allowed are {', '.join(SPACINGS)}.")
         if not 1 <= self.steps <= self.start:
             raise RequestError(f"sampler steps={self.steps}: must be between 1 and start={self.start}.")
         if self.name == "ddpm" and self.steps != self.start:
@@ -60,13 +64,14 @@ class SamplerOptions:
 def timesteps(schedule: Schedule, options: SamplerOptions) -> np.ndarray:
     """Visited timesteps, descending, the last one 0.
 
-    DDIM and DDPM space them evenly; the fast solver evenly in log signal-to-noise, where its order counts.
+    Even in log signal-to-noise, the usual grid of fast solvers, spends most of a short walk where cells are all but
+    clean; this network wants its evaluations earlier (benchmarks/README.md, "sampling").
     """
     if options.start > schedule.steps:
         raise RequestError(f"sampler start={options.start}: the schedule has {schedule.steps} timesteps.")
     if options.steps == 1:
         return np.array([options.start - 1])
-    if options.name != "fast":
+    if options.spacing == "time":
         return np.round(np.linspace(options.start - 1, 0, options.steps)).astype(np.int64)
     log_snr = 0.5 * np.log(schedule.alpha_bar / (1.0 - schedule.alpha_bar))
     wanted = np.linspace(log_snr[options.start - 1], log_snr[0], options.steps)

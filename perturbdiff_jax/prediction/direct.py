@@ -75,6 +75,7 @@ def sample(
     eta: float = 0.0,
     guidance: float = 1.0,
     cutoff: float | None = None,
+    spacing: str = "time",
     seed: int = 0,
 ) -> np.ndarray:
     """Walks sets of cells on expression / divisor; defaults as released.
@@ -84,7 +85,7 @@ def sample(
       control: [B, S, G] control cells; zeroed for networks that were trained without them (`zero_control`).
       perturbation, cell_type, batch, source: as in `denoise`.
       init_noise: [B, S, G] standard normal start; drawn when None.
-      sampler, start, steps, eta, guidance: the walk (diffusion/samplers.py); `steps` None = every step.
+      sampler, start, steps, eta, guidance, spacing: the walk (diffusion/samplers.py); `steps` None = every step.
       cutoff: smaller values become 0; None = the bundle's.
       seed: of what is drawn.
 
@@ -102,6 +103,7 @@ def sample(
         guidance=guidance,
         cutoff=predictor.options.sampler.cutoff if cutoff is None else cutoff,
         variance=predictor.options.sampler.variance,
+        spacing=spacing,
     )
     model, schedule = predictor.model, predictor.options.schedule
     control, noise = checked_cells(model, control=control, init_noise=init_noise)

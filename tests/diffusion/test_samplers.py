@@ -34,9 +34,11 @@ def walk(options, denoise=gaussian, control=None, **arguments):
         SamplerOptions(name="ddim", steps=200, eta=1.0),
         SamplerOptions(name="ddpm", steps=1000),
         SamplerOptions(name="ddpm", steps=1000, variance="small"),
-        SamplerOptions(name="fast", steps=12),
+        SamplerOptions(name="ddim", steps=200, spacing="log_snr"),
+        SamplerOptions(name="fast", steps=12, spacing="log_snr"),
+        SamplerOptions(name="fast", steps=200),
     ],
-    ids=lambda o: f"{o.name}-{o.steps}-{o.eta}-{o.variance}",
+    ids=lambda o: f"{o.name}-{o.steps}-{o.eta}-{o.variance}-{o.spacing}",
 )
 def test_recovers_a_gaussian(options):
     cells = walk(options)
@@ -44,18 +46,31 @@ def test_recovers_a_gaussian(options):
     assert cells.std() == pytest.approx(SPREAD, rel=0.08)
 
 
-def test_fast_beats_ddim_at_equal_cost():
+@pytest.mark.parametrize("spacing", samplers.SPACINGS)
+def test_fast_beats_ddim_at_equal_cost(spacing):
     exact = walk(SamplerOptions(name="ddim", steps=1000))
     errors = {
-        name: np.abs(walk(SamplerOptions(name=name, steps=10)) - exact).mean() for name in ("ddim", "fast")
+        name: np.abs(walk(SamplerOptions(name=name, steps=10, spacing=spacing)) - exact).mean()
+        for name in ("ddim", "fast")
     }
-    assert errors["fast"] < 0.5 * errors["ddim"]
+    assert errors["fast"] < {"log_snr": 0.2, "time": 0.7}[spacing] * errors["ddim"]
 
 
+def test_steps_even_in_log_signal_to_noise_are_finer_where_cells_are_all_but_clean():
+    even, fine = (
+        timesteps(SCHEDULE, SamplerOptions(steps=10, spacing=spacing)) for spacing in samplers.SPACINGS
+    )
+    np.testing.assert_array_equal(even, np.arange(999, -1, -111))
+    log_snr = np.log(SCHEDULE.alpha_bar / (1 - SCHEDULE.alpha_bar))[fine]
+    assert fine[0] == 999 and fine[-1] == 0
+    np.testing.assert_allclose(np.diff(log_snr)[:6], (log_snr[-1] - log_snr[0]) / 9, rtol=0.15)
+
+
+@pytest.mark.parametrize("spacing", samplers.SPACINGS)
 @pytest.mark.parametrize("name", ["ddim", "fast"])
 @pytest.mark.parametrize(("start", "steps"), [(100, 100), (1000, 7), (10, 10), (1000, 1), (20, 19)])
-def test_walks_go_down_to_zero_without_repeats(name, start, steps):
-    visited = timesteps(SCHEDULE, SamplerOptions(name=name, start=start, steps=steps))
+def test_walks_go_down_to_zero_without_repeats(name, start, steps, spacing):
+    visited = timesteps(SCHEDULE, SamplerOptions(name=name, start=start, steps=steps, spacing=spacing))
     assert len(visited) == steps and visited[0] == start - 1
     assert (np.diff(visited) < 0).all()
     assert steps == 1 or visited[-1] == 0
@@ -132,6 +147,7 @@ def test_start_from_control_cells():
         ({"init": "zeros"}, "noise, control"),
         ({"eta": -1.0}, "not be negative"),
         ({"variance": "learned"}, "large, small"),
+        ({"spacing": "even"}, "time, log_snr"),
     ],
 )
 def test_wrong_options(given, said):
