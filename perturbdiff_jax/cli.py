@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from perturbdiff_jax.commands import convert, evaluate, predict, prepare, report
+from perturbdiff_jax.commands import calibrate, convert, evaluate, predict, prepare, report
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.main import guarded, prepare_process
 from perturbdiff_jax.main import run as train_run
@@ -12,6 +12,7 @@ from perturbdiff_jax.main import run as train_run
 VERBS = {
     "prepare": ("h5ad files -> a store of grouped, split, normalised cells", prepare),
     "predict": ("checkpoint + control cells -> predicted cells", predict),
+    "calibrate": ("checkpoint + held-out real cells -> how unsure its predictions have to be", calibrate),
     "evaluate": ("predictions + real cells -> metrics, beside simple rivals", evaluate),
     "report": ("results -> one page that opens offline", report),
     "convert": ("the authors' checkpoint -> bundle, or a look into it; bundle -> released names", convert),

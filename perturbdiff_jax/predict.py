@@ -13,6 +13,7 @@ from perturbdiff_jax import settings as run_settings
 from perturbdiff_jax.bundle import build_model, read_bundle, table_hashes
 from perturbdiff_jax.checkpoint import WHICH, Checkpoints
 from perturbdiff_jax.errors import RequestError
+from perturbdiff_jax.prediction import model_error
 from perturbdiff_jax.prediction.predictor import Predictor
 from perturbdiff_jax.state import init_params
 
@@ -50,4 +51,5 @@ def load(path: str | Path, *, which: str = "best") -> Predictor:
             raise RequestError(
                 f"{path}: the {covariate} table is not the one that bundle.json names (sha256 {found[:12]}...)."
             )
-    return Predictor(path=path, bundle=bundle, options=options, model=model, params=params, step=step)
+    opened = {"path": path, "bundle": bundle, "options": options, "model": model, "params": params}
+    return Predictor(**opened, step=step, error=model_error.read(path, step))

@@ -163,11 +163,19 @@ class PredictOptions:
     """What the main job predicts after training: the whole test split."""
 
     draws: int = 1
-    sets_per_batch: int = 16
+    draw_batches: str = (
+        "own"  # batch covariate of draws: the condition's own, or in turn "all" that were seen
+    )
+    sets_per_batch: int = 16  # that a device walks at a time, at most
+    calibration_draws: int = 8  # of validation conditions, to learn the model error; 0 = it is not learned
 
     def __post_init__(self):
         """Refuses to predict nothing."""
         _at_least_one("predict", self, ("draws", "sets_per_batch"))
+        if self.draw_batches not in ("own", "all"):
+            raise RequestError(f"predict.draw_batches={self.draw_batches!r}: allowed are own, all.")
+        if self.calibration_draws < 0:
+            raise RequestError(f"predict.calibration_draws={self.calibration_draws}: must not be negative.")
 
 
 @dataclasses.dataclass(frozen=True)

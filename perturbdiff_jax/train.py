@@ -14,20 +14,16 @@ from perturbdiff_jax import processes, sharding
 from perturbdiff_jax.bundle import build_model, write_bundle
 from perturbdiff_jax.checkpoint import Checkpoints
 from perturbdiff_jax.checkpoint_folder import last_good
-from perturbdiff_jax.data.conditions import TEST, VALIDATION
+from perturbdiff_jax.data.conditions import VALIDATION
 from perturbdiff_jax.data.loader import SetSource
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import full_disk_told, shorten
-from perturbdiff_jax.evaluation.evaluate import evaluate
-from perturbdiff_jax.evaluation.report import write_report
 from perturbdiff_jax.history import Recall
+from perturbdiff_jax.holdout import predict_and_evaluate
 from perturbdiff_jax.interruption import Interruption
 from perturbdiff_jax.loop import TrainingLoop
 from perturbdiff_jax.optim import learning_rate, optimizer
 from perturbdiff_jax.placement import gathered, placed
-from perturbdiff_jax.predict import load
-from perturbdiff_jax.prediction.controls import from_store
-from perturbdiff_jax.prediction.design import split_design
 from perturbdiff_jax.prediction.population import Walker
 from perturbdiff_jax.run_lock import RunLock
 from perturbdiff_jax.run_options import ProfileSpan
@@ -77,32 +73,6 @@ def train_and_evaluate(config, workdir: str | Path) -> Path:
         with record.stage("train"):
             record.note(**train(settings, store, workdir, stop))
         return processes.lead(lambda: predict_and_evaluate(settings, store, workdir, record))
-
-
-def predict_and_evaluate(settings: Settings, store: Store, workdir: Path, record: RunRecord) -> Path:
-    """What comes after training, on one process: predictions of the test split, scores, report."""
-    if not (store.groups.split == TEST).any():
-        print("No condition is held out for testing: nothing to predict and score (see config.holdout).")
-        return write_report(workdir)
-    with record.stage("predict"):
-        predictions = predict_test(settings, store, workdir)
-    with record.stage("evaluate"):
-        keys = store.manifest["keys"]
-        evaluate(
-            predictions,
-            store.path,
-            workdir,
-            perturbation_key=keys["perturbation"],
-            control=store.control,
-            cell_type_key=keys["cell_type"],
-            batch_key=keys["batch"],
-            store=store,
-            seed=settings.seed,
-        )
-    record.finish()
-    report = write_report(workdir)
-    print(f"bundle       {workdir / 'bundle'}\npredictions  {predictions}\nreport       {report}")
-    return report
 
 
 def train(settings: Settings, store: Store, workdir: Path, stop: Interruption | None = None) -> dict:
@@ -215,19 +185,4 @@ def make_validation(settings: Settings, store: Store, model) -> SampledValidatio
     options = settings.train
     return SampledValidation(
         store, walker, split=split, conditions=options.validation_conditions, cells=options.validation_cells
-    )
-
-
-def predict_test(settings: Settings, store: Store, workdir: Path) -> Path:
-    """Predicts the test split with the best checkpoint, as many cells as the real data have."""
-    model = load(workdir / "bundle")
-    print(f"Predicting the held-out conditions with the checkpoint of step {model.step:,}.", flush=True)
-    return model.predict_design_to(
-        workdir / "predictions.h5ad",
-        split_design(store, "test"),
-        from_store(store),
-        draws=settings.predict.draws,
-        sets_per_batch=settings.predict.sets_per_batch,
-        seed=settings.seed,
-        anew=True,  # its parts are this run's own, from before its sampler or its weights were changed
     )

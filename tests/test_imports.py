@@ -32,6 +32,7 @@ FLOORS = (
     {"prediction"},
     {"validation", "run_setup"},
     {"predict", "released", "loop"},
+    {"holdout"},
     {"train", "convert"},
     {"main"},
     {"commands"},

@@ -34,7 +34,8 @@ def test_says_what_it_does_and_where_the_results_are(finished):
     )
     assert re.search(r"time left \d+:\d\d", finished.out)
     assert re.search(
-        r"Times: prepare \d+ s, train \d+ s, predict \d+ s, evaluate \d+ s; peak memory", finished.out
+        r"Times: prepare \d+ s, train \d+ s, calibrate \d+ s, predict \d+ s, evaluate \d+ s; peak memory",
+        finished.out,
     )
 
 
@@ -161,7 +162,7 @@ def test_the_report_is_one_file_with_the_run_in_it(finished):
 
 def test_the_record_tells_stages_devices_and_data(finished):
     facts = json.loads((finished.workdir / "run.json").read_text())
-    assert set(facts["seconds"]) == {"prepare", "train", "predict", "evaluate"}
+    assert set(facts["seconds"]) == {"prepare", "train", "calibrate", "predict", "evaluate"}
     assert facts["devices"].startswith("8 x") and facts["store"]["genes"] == 40 and facts["parameters"] > 0
     config = json.loads((finished.workdir / "config.json").read_text())
     assert config["model"]["width"] == 16 and config["simulate"]["genes"] == 40

@@ -37,9 +37,15 @@ def fill(parser: argparse.ArgumentParser) -> None:
     )
     add("--draws", type=int, default=1, metavar="K", help="independent populations of each condition (1)")
     add(
+        "--draw-batches",
+        choices=("own", "all"),
+        default="own",
+        help="batch covariate of the draws: the condition's own, or all that training saw in turn (own)",
+    )
+    add(
         "--gene-table",
         metavar="TABLE.csv.gz",
-        help="write changes, spread between draws, direction and calls of every gene",
+        help="write changes, intervals, direction and calls of every gene",
     )
     add("--sampler", choices=("ddim", "ddpm", "fast"), help="default: the bundle's")
     add("--steps", type=int, metavar="N", help="network evaluations of the walk")
@@ -93,6 +99,7 @@ def run(args: argparse.Namespace) -> None:
         "sampler": dataclasses.replace(default, **given),
         "cells_per_condition": args.cells_per_condition,
         "draws": args.draws,
+        "draw_batches": args.draw_batches,
         "seed": args.seed,
         "source": args.source,
     }
@@ -125,4 +132,9 @@ def run(args: argparse.Namespace) -> None:
         cells, genes = file["X"].attrs["shape"]
     print(f"{cells:,} cells (control cells included) x {genes:,} genes: {path}")
     if args.gene_table:
+        if model.error is None:
+            print(
+                "The error of this model is not known: intervals are those of its draws alone, and too narrow.\n"
+                "`perturbdiff calibrate` learns it from real cells of conditions that were held out."
+            )
         print(f"changes by gene: {write_gene_table(path, args.gene_table)}")

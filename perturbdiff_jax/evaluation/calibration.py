@@ -1,8 +1,9 @@
-"""Do several draws of a condition know how unsure they are? Their intervals and distances beside those of real cells.
+"""Does a prediction know how unsure it is? Its intervals and the distances of its draws beside real cells.
 
-For every held-out (batch, perturbation) of a context: how many genes' real mean change lies in the draws' 50, 80 and
-95 % intervals (spread.py), how far draws lie from each other, and how far the real batches of that perturbation do. A
-prediction whose draws are closer together than real batches are is too sure of itself.
+For every held-out (batch, perturbation) of a context: how many genes' real mean change lies in the 50, 80 and 95 %
+intervals (spread.py), with and without the model's error that was learned on other conditions; how far draws lie from
+each other, and how far the real batches of that perturbation do. A prediction whose intervals hold less than they say
+is too sure of itself.
 """
 
 import itertools
@@ -20,6 +21,7 @@ from perturbdiff_jax.evaluation.threads import blas_threads
 EXPRESSED = 0.05  # mean log1p: a gene below it in the real cells and the controls is next to never seen
 PAIRS = 10  # of draws whose distance is taken
 COVERAGE = tuple(f"coverage_{100 * level:g}" for level in spread.LEVELS)
+PLAIN = tuple(f"plain_{100 * level:g}" for level in spread.LEVELS)
 COLUMNS = (
     "cell_type",
     "batch",
@@ -27,6 +29,8 @@ COLUMNS = (
     "draws",
     "genes",
     *COVERAGE,
+    *PLAIN,
+    "half_width_80",
     "spread",
     "error",
     "energy_between_draws",
@@ -35,18 +39,19 @@ COLUMNS = (
 )
 
 
-def calibrate(draws: Mapping[int, Prediction], context: Context, *, widen: float = 1.0) -> pd.DataFrame:
-    """One row (COLUMNS) for each (batch, perturbation) of the context that at least two draws predict.
+def calibrate(draws: Mapping[int, Prediction], context: Context, *, error: float = 0.0) -> pd.DataFrame:
+    """One row (COLUMNS) for each (batch, perturbation) of the context that is predicted.
 
     Args:
       draws: number of a draw -> its cells per (batch, perturbation), log1p-normalised CSR [n, G].
       context: real cells and their controls.
-      widen: factor on the half width of all intervals.
+      error: the model error that intervals count with (spread.py).
 
-    coverage_*: share of genes (expressed, and not the same in all draws) whose real change lies in the interval;
-    spread: mean over genes of the standard deviation between draws; error: mean |real change - mean of draws|;
-    energy_between_draws: mean half energy distance of pairs of draws; energy_between_batches: that of this batch's real
-    cells and those of the perturbation's other batches, NaN where there are none; energy_to_real: of draws and real.
+    coverage_*: share of genes (expressed, and not the same in all cells) whose real change lies in the interval;
+    plain_*: the same without the model error; half_width_80: mean over genes, log1p; spread: mean over genes of the
+    standard deviation between draws, NaN with one; error: mean |real change - mean of draws|; energy_between_draws:
+    mean half energy distance of pairs of draws; energy_between_batches: that of this batch's real cells and those of
+    the perturbation's other batches, NaN where there are none; energy_to_real: of draws and real.
     """
     rows = []
     means = {batch: mean_of(cells) for batch, cells in context.control.items()}
@@ -54,7 +59,7 @@ def calibrate(draws: Mapping[int, Prediction], context: Context, *, widen: float
         spreads = {key: mean_distance(cells, cells) for key, cells in context.real.items()}
         for key, real in sorted(context.real.items()):
             found = [part[key] for part in draws.values() if part.get(key) is not None]
-            if len(found) > 1:
+            if found:
                 base = means[key[0]]
                 own = [mean_distance(cells, cells) for cells in found]
                 to_real = [_energy(cells, real, a, spreads[key]) for cells, a in zip(found, own)]
@@ -64,9 +69,7 @@ def calibrate(draws: Mapping[int, Prediction], context: Context, *, widen: float
                         "batch": key[0],
                         "perturbation": key[1],
                         "draws": len(found),
-                        **_intervals(
-                            np.stack([mean_of(cells) for cells in found]), mean_of(real), base, widen
-                        ),
+                        **_intervals(spread.drawn(found, base), real, base, error),
                         "energy_between_draws": _between(found, own),
                         "energy_between_batches": _other_batches(context, key, spreads),
                         "energy_to_real": float(np.mean(to_real)),
@@ -80,45 +83,59 @@ def summary(rows: pd.DataFrame, seed: int = 0) -> dict[str, Interval]:
     return {name: interval(rows[name].to_numpy(dtype=float), seed) for name in COLUMNS[3:]}
 
 
-def lines(rows: pd.DataFrame) -> list[str]:
-    """What `calibrate` found, in two sentences."""
+def lines(rows: pd.DataFrame, error: float) -> list[str]:
+    """What `calibrate` found, in a sentence or two."""
     means = rows[list(COLUMNS[3:])].mean()
+
+    def shares(names: tuple[str, ...]) -> str:
+        return ", ".join(f"{100 * means[name]:.0f}" for name in names)
+
     nominal = ", ".join(f"{100 * level:g}" for level in spread.LEVELS)
-    covered = ", ".join(f"{100 * means[name]:.0f}" for name in COVERAGE)
+    counted = f"; {shares(PLAIN)} % without the model's error" if error else " (its error is not known)"
     said = [
-        f"draws: {len(rows)} conditions with {means['draws']:.3g} each; their {nominal} % intervals hold the real mean "
-        f"change of {covered} % of the genes"
+        f"uncertainty: {len(rows)} conditions with {means['draws']:.3g} draws each; the {nominal} % intervals hold the "
+        f"real mean change of {shares(COVERAGE)} % of the genes{counted}"
     ]
-    batches = means["energy_between_batches"]
-    beside = "" if np.isnan(batches) else f", real batches {batches:.4f}"
-    said.append(
-        f"energy distance: draws of a condition lie {means['energy_between_draws']:.4f} apart{beside}"
-    )
+    if np.isfinite(means["energy_between_draws"]):
+        batches = means["energy_between_batches"]
+        beside = "" if np.isnan(batches) else f", real batches {batches:.4f}"
+        said.append(
+            f"energy distance: draws of a condition lie {means['energy_between_draws']:.4f} apart{beside}"
+        )
     return said
 
 
-def _intervals(
-    predicted: np.ndarray, real: np.ndarray, control: np.ndarray, widen: float
-) -> dict[str, float]:
-    kept = np.maximum(control, real) >= EXPRESSED
-    changes, change = (predicted - control)[:, kept], (real - control)[kept]
-    shares = {
-        name: float(np.nanmean(spread.coverage(changes, change, level, widen)))
-        for name, level in zip(COVERAGE, spread.LEVELS)
-    }
-    deviation = spread.between(changes)[1]
-    error = np.abs(changes.mean(axis=0) - change)
+def expressed(control: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """Genes [G] bool that are seen at all in mean control cells [G] or mean real cells [G]."""
+    return np.maximum(control, real) >= EXPRESSED
+
+
+def _intervals(draws: spread.Drawn, real, control: np.ndarray, error: float) -> dict[str, float]:
+    truth = mean_of(real)
+    kept = expressed(control, truth)
+    draws, change, cells = draws.at(kept), (truth - control)[kept], real.shape[0]
+    shares = {}
+    for names, counted in ((COVERAGE, error), (PLAIN, 0.0)):
+        for name, level in zip(names, spread.LEVELS):
+            shares[name] = _mean(spread.coverage(draws, change, level, error=counted, cells=cells))
+    low, high = spread.interval(draws, 0.8, error=error, cells=cells)
     return {
         "genes": int(kept.sum()),
         **shares,
-        "spread": float(deviation.mean()),
-        "error": float(error.mean()),
+        "half_width_80": _mean(0.5 * (high - low)),
+        "spread": _mean(draws.between),
+        "error": _mean(np.abs(draws.change - change)),
     }
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if values.size else float("nan")
 
 
 def _between(found, own: list[float]) -> float:
     pairs = list(itertools.combinations(range(len(found)), 2))[:PAIRS]
-    return float(np.mean([_energy(found[i], found[j], own[i], own[j]) for i, j in pairs]))
+    return _mean(np.array([_energy(found[i], found[j], own[i], own[j]) for i, j in pairs]))
 
 
 def _other_batches(context: Context, key: tuple[str, str], spreads: Mapping) -> float:

@@ -68,12 +68,13 @@ def evaluate(
 ) -> Evaluation:
     """Scores `pred` against `real` and writes metrics.csv, metrics_all.csv, summary.json, pca.csv, de.csv.gz.
 
-    Several draws of the first prediction are judged in calibration.csv.
+    What the first prediction tells of its uncertainty is judged in calibration.csv.
 
-    pred: h5ad path or AnnData, log1p-normalised, all draws pooled; its control cells are not scored. A mapping
-    {name: path or AnnData} scores several at once, on the conditions and genes that all of them have; the first
-    is the one that the gene table, the plane of cells, the calibration of draws and the page are about. summary.json
-    has the means over all rows ("models"), per cell type where there are several ("cell_types") and "pooled" ones.
+    pred: h5ad path or AnnData, log1p-normalised; its control cells are not scored, and of several draws only the
+    first, so that both sides have as many cells. A mapping {name: path or AnnData} scores several at once, on the
+    conditions and genes that all of them have; the first is the one that the gene table, the plane of cells, the
+    calibration and the page are about. summary.json has the means over all rows ("models"), per cell type where there
+    are several ("cell_types") and "pooled" ones.
     real: h5ad path, AnnData (log1p-normalised or raw counts) or a store directory (its test groups). Real
     cells are restricted to the (perturbation, cell type[, batch]) triples of pred; the real control cells of
     those contexts serve both sides, for every model. Raw counts are normalised to pred's
@@ -145,7 +146,9 @@ def evaluate(
         summaries["pooled"] = summarise(found.pooled, seed)
     counts = _cell_counts(contexts, cells)
     first = next(iter(cells))
-    drawn = pd.concat(calibration.calibrate(predicted.draws_for(first, one), one) for one in contexts)
+    error = predicted.errors.get(first, 0.0)
+    judged = [calibration.calibrate(predicted.draws_for(first, one), one, error=error) for one in contexts]
+    drawn = pd.concat(judged)
     if len(drawn):
         summaries["calibration"] = calibration.summary(drawn, seed)
     settings = {
@@ -166,6 +169,7 @@ def evaluate(
         "genes_by_position_correlation": order,
         "conditions_left_out": predicted.left_out,
         "conditions_not_in_real": len(predicted.conditions) - counts["real"]["conditions"],
+        "model_error": predicted.errors.get(first),
         "real_de_tables": {"read": tables.read, "computed": tables.computed},
         "problems": found.problems,
         "undefined_rows": undefined(found.rows),
@@ -179,7 +183,7 @@ def evaluate(
     )
     write_all(output, found, summaries, settings, plane, drawn)
     exports.write_exports(output, export, contexts, cells, keys, echo)
-    told = calibration.lines(drawn) if len(drawn) else []
+    told = calibration.lines(drawn, error) if len(drawn) else []
     for line in [*table(summary), *_verdicts(summary, list(cells)), *told, *notes(settings)]:
         echo(line)
     echo(f"results: {output}")

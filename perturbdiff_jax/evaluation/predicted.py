@@ -32,7 +32,8 @@ class Predicted:
     """`sides` by name: their cells [n, G] share `genes` in one order; `conditions` are those of all of them.
 
     `target_sum`: counts per cell that they were normalised to, where one of them says so. `account` by name, for
-    the record: cells and conditions scored, what was left out.
+    the record: cells and conditions scored, what was left out. `errors`: the model error that intervals count with
+    (spread.py), of those that tell it.
     """
 
     sides: Mapping[str, Side]
@@ -41,6 +42,7 @@ class Predicted:
     target_sum: float | None
     account: Mapping[str, dict]
     left_out: list[str]  # conditions that not all of them have: "perturbation / cell type / batch"
+    errors: Mapping[str, float]
 
     def order_check(self, contexts: Sequence[Context]) -> dict[str, float]:
         """By name, Pearson correlation over genes of the mean predicted with the mean real control cell.
@@ -56,13 +58,13 @@ class Predicted:
         }
 
     def cells_for(self, context: Context) -> dict[str, Prediction]:
-        """By name, the cells of the context's conditions."""
+        """By name, the cells of the context's conditions; of several draws the first, which has as many as asked."""
         return {name: _cells_for(side, context) for name, side in self.sides.items()}
 
     def draws_for(self, name: str, context: Context) -> dict[int, Prediction]:
-        """By number of the draw, the cells of the context's conditions; empty when there are not several draws."""
+        """By number of the draw, the cells of the context's conditions; empty for files that number no draws."""
         side = self.sides[name]
-        if DRAW not in side.conditions or side.conditions[DRAW].nunique() < 2:
+        if DRAW not in side.conditions:
             return {}
         rows = np.flatnonzero((side.conditions["cell_type"] == context.cell_type).to_numpy())
         own = side.conditions.iloc[rows]
@@ -112,7 +114,7 @@ def read_all(
     Raises RequestError for a file that cannot be scored, for predictions without a common condition, that share
     too few genes, or that were normalised to different totals.
     """
-    sides, sums, account = {}, {}, {}
+    sides, sums, account, errors = {}, {}, {}, {}
     renamed = []
     for name, source in sources.items():
         what = "prediction" if len(sources) == 1 else f"prediction {name!r}"
@@ -123,6 +125,8 @@ def read_all(
             side = dataclasses.replace(side, genes=genes)
         if facts.get("target_sum") is not None:
             sums[name] = float(facts["target_sum"])
+        if facts.get("model_error") is not None:
+            errors[name] = float(facts["model_error"])
         sides[name] = side
         account[name] = {"file": _file(source), "genes_by_position": name in renamed}
     if by_position:
@@ -145,7 +149,7 @@ def read_all(
         account[name]["left_out_conditions"] = len(own - conditions)
     _tell(account, len(genes), len(conditions), left_out, echo)
     sides = {name: _restrict(side, genes, conditions) for name, side in sides.items()}
-    return Predicted(sides, genes, conditions, next(iter(sums.values()), None), account, left_out)
+    return Predicted(sides, genes, conditions, next(iter(sums.values()), None), account, left_out, errors)
 
 
 def _file(source) -> str:
@@ -236,5 +240,9 @@ def _restrict(side: Side, genes: tuple[str, ...], conditions: frozenset[Triple])
 
 def _cells_for(side: Side, context: Context) -> Prediction:
     rows = np.flatnonzero((side.conditions["cell_type"] == context.cell_type).to_numpy())
-    found = side.conditions.iloc[rows].groupby(["batch", "perturbation"]).indices
+    own = side.conditions.iloc[rows]
+    if DRAW in own:
+        first = own[DRAW] == own.groupby(["batch", "perturbation"])[DRAW].transform("min")
+        rows, own = rows[first.to_numpy()], own[first]
+    found = own.groupby(["batch", "perturbation"]).indices
     return {key: side.cells[rows[at]] for key, at in found.items() if key in context.real}

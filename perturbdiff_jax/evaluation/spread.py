@@ -1,55 +1,114 @@
-"""What several draws of one condition say together: mean change, spread, direction, intervals, calls.
+"""What draws of one condition say about another population of it: mean change, interval, direction, calls.
 
 A draw is a whole population of a condition (new noise, another order of control cells, perhaps another batch's
-covariate); what is compared between draws is the mean cell. Draws are taken as a normal sample of the populations that
-another batch or donor could show: with K of them, another one lies within mean +- t_(K-1) sd sqrt(1 + 1/K).
+covariate); what is compared is the mean cell. Gene by gene, the mean of another population of n cells lies around the
+mean of K draws of m cells with the variance
+
+    max(s^2 - v / m, 0)    populations differ by more than chance: s is the deviation between draws, v that of cells
+  + v / n                  the other population is a sample of n cells
+  + s^2 / K                the mean over draws is not known better
+  + e v                    the model errs: as much as the mean of a sample of 1 / e cells
+
+and is taken as a t variable with the degrees of freedom of Welch and Satterthwaite (only s is known from few; its share
+of the variance is taken over all genes, because that of one gene is as uncertain as s is). e, the model error, is
+learned on held-out conditions (`model_error`); 0 trusts the model. It is a share of the variance of cells, not of s^2,
+so that it holds for any number of cells and draws, and for a single one.
 
 Pure numpy and scipy: knows neither files nor models. Expression is log1p-normalised.
 """
 
+import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.sparse as sp
 from scipy import stats
 
+from perturbdiff_jax.evaluation.metrics import mean_of
+
 LEVELS = (0.5, 0.8, 0.95)
+LEARNED_AT = 0.8  # level at which the model error is learned
 SIGNIFICANT = 0.05  # adjusted p below which a gene is called
 _GENES = 256  # ranked at once
+_MOST = 1e6  # of the model error
 
 
-def between(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over draws of mean cells [K, G] -> ([G], [G]); one draw has no deviation (NaN)."""
-    if len(means) < 2:
-        return means.mean(axis=0), np.full(means.shape[1], np.nan)
-    return means.mean(axis=0), means.std(axis=0, ddof=1)
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """Draws of one condition, gene by gene: arrays [G] float64."""
+
+    change: np.ndarray  # mean over draws of the mean cell, less the control's
+    between: np.ndarray  # standard deviation of the mean cell between draws; NaN with one draw
+    within: np.ndarray  # variance of cells, mean over draws
+    draws: int
+    cells: float  # of a draw
+
+    def at(self, genes: np.ndarray) -> "Drawn":
+        """Of some genes only."""
+        parts = (self.change[genes], self.between[genes], self.within[genes])
+        return Drawn(*parts, self.draws, self.cells)
+
+
+def drawn(populations: Sequence[sp.csr_matrix | np.ndarray], control: np.ndarray | float = 0.0) -> Drawn:
+    """Describes draws, each [n, G] cells, against the mean control cell [G]."""
+    means = np.stack([mean_of(cells) for cells in populations])
+    few = len(means) < 2
+    return Drawn(
+        change=means.mean(axis=0) - control,
+        between=np.full(means.shape[1], np.nan) if few else means.std(axis=0, ddof=1),
+        within=np.mean([_variance(cells, mean) for cells, mean in zip(populations, means)], axis=0),
+        draws=len(means),
+        cells=float(np.mean([cells.shape[0] for cells in populations])),
+    )
+
+
+def _variance(cells: sp.csr_matrix | np.ndarray, mean: np.ndarray) -> np.ndarray:
+    count = cells.shape[0]
+    squares = cells.astype(np.float64)
+    squares = squares.multiply(squares) if sp.issparse(squares) else np.square(squares)
+    return np.maximum(mean_of(squares) - mean**2, 0.0) * (count / max(1, count - 1))
+
+
+def deviation(draws: Drawn, *, error: float = 0.0, cells: float | None = None) -> tuple[np.ndarray, float]:
+    """Standard deviation [G] of another population's mean change around `draws.change`, and degrees of freedom
+    (one number; infinite where the deviation between draws plays no part).
+
+    Args:
+      draws: what is known.
+      error: the model error e.
+      cells: of the other population; by default as many as a draw has.
+    """
+    chance = draws.within / draws.cells
+    between = chance if draws.draws < 2 else draws.between**2
+    from_draws = np.maximum(between - chance, 0.0) + between / draws.draws
+    whole = from_draws + draws.within / (cells or draws.cells) + error * draws.within
+    seen, share = draws.within > 0, 1.0  # draws of one cell each show nothing but how they differ
+    if seen.any():
+        share = np.mean(from_draws[seen] / draws.within[seen]) / np.mean(whole[seen] / draws.within[seen])
+    freedom = (draws.draws - 1) / share**2 if draws.draws > 1 and share > 0 else np.inf
+    return np.sqrt(whole), freedom
 
 
 def interval(
-    means: np.ndarray, level: float, widen: float | np.ndarray = 1.0
+    draws: Drawn, level: float, *, error: float = 0.0, cells: float | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ends [G] of the interval in which the mean cell of another population lies with probability `level`.
+    """Ends [G] of the interval in which another population's mean change lies with probability `level`."""
+    scale, freedom = deviation(draws, error=error, cells=cells)
+    half = scale * stats.t.ppf(0.5 * (1.0 + level), freedom)
+    return draws.change - half, draws.change + half
 
-    `widen` multiplies the half width: 1 trusts the draws, a factor learned on held-out conditions (`factor`) does not.
+
+def directions(draws: Drawn, *, error: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities [G] that another population's mean change is above 0 and below 0.
+
+    A gene without change and without spread (never expressed) is neither up nor down.
     """
-    centre, deviation = between(means)
-    half = widen * deviation * _quantile(len(means), level)
-    return centre - half, centre + half
-
-
-def directions(changes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities [G] that another population's change is above 0 and below 0, from changes [K, G].
-
-    A gene that changes in no draw is neither up nor down. With one draw the direction is what it shows: 0 or 1.
-    """
-    centre, deviation = between(changes)
-    if len(changes) < 2:
-        return (centre > 0).astype(float), (centre < 0).astype(float)
-    scale = deviation * math.sqrt(1.0 + 1.0 / len(changes))
+    scale, freedom = deviation(draws, error=error)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(scale > 0, centre / scale, np.sign(centre) * np.inf)
-    still = (changes == 0).all(axis=0)
-    up = np.where(still, 0.0, stats.t.cdf(ratio, len(changes) - 1))
+        ratio = np.where(scale > 0, draws.change / scale, np.sign(draws.change) * np.inf)
+    still = (draws.change == 0) & (scale == 0)
+    up = np.where(still, 0.0, stats.t.cdf(ratio, freedom))
     return up, np.where(still, 0.0, 1.0 - up)
 
 
@@ -69,42 +128,41 @@ def called(cells: sp.csr_matrix, control: sp.csr_matrix) -> np.ndarray:
     return stats.false_discovery_control(values) < SIGNIFICANT
 
 
-def coverage(means: np.ndarray, truth: np.ndarray, level: float, widen: float = 1.0) -> np.ndarray:
-    """Whether each entry of `truth` [G] lies within `interval` of draws [K, G]; NaN where draws do not differ.
+def coverage(
+    draws: Drawn, truth: np.ndarray, level: float, *, error: float = 0.0, cells: float | None = None
+) -> np.ndarray:
+    """Whether each entry of `truth` [G], a mean change over `cells` cells, lies in `interval`: 0, 1.
 
-    Genes without any spread (never expressed in any draw) say nothing about the interval.
+    NaN for genes without any spread (never expressed in any draw), which say nothing about the interval.
     """
-    low, high = interval(means, level, widen)
+    low, high = interval(draws, level, error=error, cells=cells)
     inside = ((truth >= low) & (truth <= high)).astype(float)
     return np.where(high > low, inside, np.nan)
 
 
-def factor(errors: list[np.ndarray], level: float) -> float:
-    """The `widen` with which intervals would have covered a share `level` of what is known.
+def model_error(known: Sequence[tuple[Drawn, np.ndarray, float]], level: float = LEARNED_AT) -> float:
+    """The smallest e with which intervals cover a share `level` of the genes, mean over known conditions.
 
     Args:
-      errors: one array [G] for each known condition: |truth - mean of draws| in units of the half width of `interval`
-        at `level` (`standardised`); NaN is left out.
+      known: for each condition its draws, the true mean change [G] and the number of cells that it is the mean of.
       level: the share asked for.
+
+    Returns:
+      e >= 0; NaN when no condition has a gene with spread.
     """
-    joined = np.concatenate(errors)
-    joined = joined[np.isfinite(joined)]
-    if not joined.size:
-        return math.nan
-    # The rank that also covers one more value of the same kind with at least the level (split conformal).
-    rank = min(math.ceil((joined.size + 1) * level), joined.size) - 1
-    return float(np.partition(joined, rank)[rank])
 
+    def share(error: float) -> float:
+        found = [coverage(draws, truth, level, error=error, cells=cells) for draws, truth, cells in known]
+        means = [np.nanmean(inside) for inside in found if np.isfinite(inside).any()]
+        return float(np.mean(means)) if means else math.nan
 
-def standardised(means: np.ndarray, truth: np.ndarray, level: float) -> np.ndarray:
-    """|truth - mean of draws| [G] in half widths of `interval` at `level`; NaN where draws do not differ."""
-    centre, deviation = between(means)
-    half = deviation * _quantile(len(means), level)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(half > 0, np.abs(truth - centre) / half, np.nan)
-
-
-def _quantile(draws: int, level: float) -> float:
-    if draws < 2:
-        return math.nan
-    return float(stats.t.ppf(0.5 * (1.0 + level), draws - 1)) * math.sqrt(1.0 + 1.0 / draws)
+    least = share(0.0)
+    if math.isnan(least) or least >= level:
+        return math.nan if math.isnan(least) else 0.0
+    low, high = 0.0, 1e-3
+    while share(high) < level and high < _MOST:
+        low, high = high, 4.0 * high
+    for _ in range(16):  # to a part in some ten thousand
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if share(middle) < level else (low, middle)
+    return high

@@ -16,6 +16,7 @@ from perturbdiff_jax.vocabulary import batch_names, source_code, unknown_batch
 
 CONDITION = ("perturbation", "cell_type", "batch")
 COLUMNS = (*CONDITION, "cells", "draws")
+DRAW_BATCHES = ("own", "all")
 
 
 def read_design(path: str | Path) -> pd.DataFrame:
@@ -142,12 +143,18 @@ def requests_of(
     bundle: Bundle,
     source: str | None,
     echo: Callable[[str], None],
+    draw_batches: str = "own",
 ) -> tuple[list[Request], dict[tuple[str, str], tuple[str, str]]]:
     """A request for each draw of each row of a checked design, and the context whose control cells serve each.
 
+    With `draw_batches` "all", draws go through the batch covariates that training saw in the cell type (in any, where
+    it saw none in this one), the condition's own first; control cells stay those of the condition's context.
+
     Raises:
-      RequestError: a source of data that is unknown or that a batch does not tell.
+      RequestError: a source of data that is unknown or that a batch does not tell; other `draw_batches`.
     """
+    if draw_batches not in DRAW_BATCHES:
+        raise RequestError(f"draw_batches={draw_batches!r}: allowed are {', '.join(DRAW_BATCHES)}.")
     requests, contexts = [], {}
     vocabularies = [
         {name: code for code, name in enumerate(names)}
@@ -164,9 +171,23 @@ def requests_of(
         names = (row.perturbation, *context)
         codes = tuple(table[name] for table, name in zip(vocabularies, names))
         wanted = int(row.cells) if row.cells > 0 else cells.shape[0]
+        turns = [row.batch]
+        if draw_batches == "all":
+            turns += _other_batches(bundle, row.cell_type, row.batch, layer, source)
         for draw in range(int(row.draws)):
-            requests.append(Request(*names, codes, wanted, cells, draw, layer))
+            batch = turns[draw % len(turns)]
+            lent = (*codes[:2], vocabularies[2][batch])
+            other = batch if batch != row.batch else ""
+            requests.append(Request(*names, lent, wanted, cells, draw, layer, other))
     return requests, contexts
+
+
+def _other_batches(bundle: Bundle, cell_type: str, own: str, layer: int, source: str | None) -> list[str]:
+    """Batches of the same input layer that training saw in the cell type, or else in any, in the bundle's order."""
+    anywhere = {batch for _, _, batch in bundle.trained}
+    seen = {batch for _, kind, batch in bundle.trained if kind == cell_type} or anywhere
+    others = [batch for batch in bundle.batches if batch in seen and batch != own]
+    return [batch for batch in others if source_code(bundle, batch, source) == layer]
 
 
 def _whole_numbers(

@@ -38,9 +38,10 @@ def gene_table(predicted: anndata.AnnData, *, calls: bool = True) -> Iterator[pd
     """Yields a table for each condition, a row for every gene (COLUMNS).
 
     change: mean log1p expression of the draws less that of the control cells; spread: standard deviation of that mean
-    between draws; low_80, high_80: where the change of another population of the condition lies with 80 %; p_up,
-    p_down: probability that it is above, below 0; calls: share of draws in which the gene is called differentially
-    expressed (NaN without `calls`, which takes the longest).
+    between draws (NaN with one); low_80, high_80: where the change of another population of the condition, of as many
+    cells, lies with 80 %; p_up, p_down: probability that it is above, below 0; calls: share of draws in which the gene
+    is called differentially expressed (NaN without `calls`, which takes the longest). Intervals count with the model's
+    error where the file tells it (uns["perturbdiff"]["model_error"]; evaluation/spread.py).
 
     Raises:
       RequestError: the file was not made by predict, or holds no control cells.
@@ -63,7 +64,8 @@ def gene_table(predicted: anndata.AnnData, *, calls: bool = True) -> Iterator[pd
     for condition, mine in rows[~is_control].groupby(list(CONDITION), sort=True):
         control = contexts[controls.resolve(*condition[1:])[0]]
         parts = [_cells(predicted, part.index.to_numpy()) for _, part in mine.groupby("draw", sort=True)]
-        yield _condition(condition, parts, control, list(predicted.var_names), calls)
+        known = float(told.get("model_error", 0.0))
+        yield _condition(condition, parts, control, list(predicted.var_names), calls, known)
 
 
 def write_gene_table(
@@ -108,16 +110,17 @@ def _cells(predicted: anndata.AnnData, rows: np.ndarray) -> sp.csr_matrix:
     return sp.csr_matrix(predicted.X[np.sort(rows)])
 
 
-def _condition(condition, draws: list[sp.csr_matrix], control, genes: list[str], calls: bool) -> pd.DataFrame:
+def _condition(
+    condition, draws: list[sp.csr_matrix], control, genes: list[str], calls: bool, error: float
+) -> pd.DataFrame:
     base = mean_of(control)
-    changes = np.stack([mean_of(cells) for cells in draws]) - base
-    change, deviation = spread.between(changes)
-    up, down = spread.directions(changes)
-    ends = [end for level in spread.LEVELS for end in spread.interval(changes, level)]
+    found = spread.drawn(draws, base)
+    up, down = spread.directions(found, error=error)
+    ends = [end for level in spread.LEVELS for end in spread.interval(found, level, error=error)]
     share = (
         np.mean([spread.called(cells, control) for cells in draws], axis=0)
         if calls
         else np.full(len(genes), np.nan)
     )
-    columns = (genes, len(draws), base, change, deviation, *ends, up, down, share)
+    columns = (genes, len(draws), base, found.change, found.between, *ends, up, down, share)
     return pd.DataFrame(dict(zip(COLUMNS, (*condition, *columns), strict=True)))

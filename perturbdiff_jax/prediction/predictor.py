@@ -19,8 +19,11 @@ from perturbdiff_jax.prediction.assembly import check_output
 from perturbdiff_jax.prediction.controls import ControlCells, from_anndata
 from perturbdiff_jax.prediction.design import check_design, full_design, requests_of
 from perturbdiff_jax.prediction.job import PredictionJob
+from perturbdiff_jax.prediction.model_error import ModelError
 from perturbdiff_jax.prediction.population import Walker
 from perturbdiff_jax.prediction.table import facts
+
+READING = ("cell_type_key", "batch_key", "total_key", "gene_key", "min_gene_overlap")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Predictor:
     model: Denoiser
     params: dict
     step: int
+    error: ModelError | None = None  # what `perturbdiff calibrate` learned of this checkpoint
 
     @property
     def perturbations(self) -> list[str]:
@@ -56,7 +60,7 @@ class Predictor:
 
     @property
     def zero_control(self) -> bool:
-        """Control cells were always zeroed in training (marginal pretraining), so walks zero them as well."""
+        """Control cells were zeroed in training (marginal pretraining), so walks zero them as well."""
         return self.options.objective.drop_control == 1
 
     def predict(
@@ -72,6 +76,7 @@ class Predictor:
         source: str | None = None,
         cells_per_condition: int | None = None,
         draws: int = 1,
+        draw_batches: str = "own",
         sampler: samplers.SamplerOptions | None = None,
         seed: int = 0,
         min_gene_overlap: float = 0.8,
@@ -88,6 +93,7 @@ class Predictor:
           source: input layer, for networks with several whose batches do not tell.
           cells_per_condition: predicted cells of each condition and draw; by default as many as control cells.
           draws: independent populations of each condition (new noise, new order of control cells).
+          draw_batches: the covariate of draws is the condition's "own" batch, or in turn "all" that training saw.
           sampler: how to walk; by default as the bundle says.
           seed: randomness; the same seed gives the same cells whatever else is asked for.
           min_gene_overlap: least share of the bundle's genes that the file must have.
@@ -104,7 +110,8 @@ class Predictor:
         reading = {**keys, "gene_key": gene_key, "min_gene_overlap": min_gene_overlap}
         asked = {"cells_per_condition": cells_per_condition, "draws": draws, "echo": echo}
         design, controls = self._read(adata, perturbations, design, reading, **asked)
-        return self.predict_design(design, controls, source=source, sampler=sampler, seed=seed, **asked)
+        asked |= {"draw_batches": draw_batches, "source": source, "sampler": sampler, "seed": seed}
+        return self.predict_design(design, controls, **asked)
 
     def predict_to(
         self,
@@ -115,11 +122,8 @@ class Predictor:
         design: pd.DataFrame | None = None,
         cells_per_condition: int | None = None,
         draws: int = 1,
-        source: str | None = None,
-        sampler: samplers.SamplerOptions | None = None,
-        seed: int = 0,
         echo: Callable[[str], None] = print,
-        **reading: Any,
+        **options: Any,
     ) -> Path:
         """`predict` into an h5ad, for any number of cells: memory is that of the control cells and a few sets.
 
@@ -128,8 +132,7 @@ class Predictor:
 
         Args:
           output: the file to write.
-          reading: `cell_type_key`, `batch_key`, `total_key`, `gene_key`, `min_gene_overlap` as of `predict`, and so is
-            everything else.
+          options: all other arguments of `predict`, as there.
 
         Raises:
           RequestError: as `predict`; or `output` cannot be written, another process writes it, or the parts there are
@@ -138,10 +141,9 @@ class Predictor:
         """
         check_output(output)
         asked = {"cells_per_condition": cells_per_condition, "draws": draws, "echo": echo}
+        reading = {name: options.pop(name) for name in READING if name in options}
         design, controls = self._read(adata, perturbations, design, reading, **asked)
-        return self.predict_design_to(
-            output, design, controls, source=source, sampler=sampler, seed=seed, **asked
-        )
+        return self.predict_design_to(output, design, controls, **asked, **options)
 
     def predict_design(self, design: pd.DataFrame, controls: ControlCells, **options: Any) -> anndata.AnnData:
         """`predict` for controls that are at hand already; columns of `design` as there, `options` as of `job`."""
@@ -170,6 +172,7 @@ class Predictor:
         source: str | None = None,
         cells_per_condition: int | None = None,
         draws: int = 1,
+        draw_batches: str = "own",
         sampler: samplers.SamplerOptions | None = None,
         sets_per_batch: int = 16,
         seed: int = 0,
@@ -180,7 +183,7 @@ class Predictor:
 
         Args:
           design, controls: conditions, and the control cells of their contexts.
-          source, cells_per_condition, draws, sampler, seed, echo: as of `predict`.
+          source, cells_per_condition, draws, draw_batches, sampler, seed, echo: as of `predict`.
           sets_per_batch: sets that a device walks at a time, at most.
           devices: that walk; by default all of this process.
 
@@ -192,12 +195,10 @@ class Predictor:
         seed = run_settings.checked_seed(seed)
         design = check_design(design, self.bundle, cells_per_condition, draws)
         if self.options.model.use_perturbation == "no":
-            echo(
-                "This network was trained without looking at perturbations: every name gets the same population."
-            )
+            echo("This network was trained without looking at perturbations: all get the same population.")
         if self.zero_control:
             echo("This network was trained without control cells: they tell the context and enter as zeros.")
-        requests, contexts = requests_of(design, controls, self.bundle, source, echo)
+        requests, contexts = requests_of(design, controls, self.bundle, source, echo, draw_batches)
         walker = Walker(
             self.model,
             schedule=self.options.schedule,
@@ -209,7 +210,7 @@ class Predictor:
             zero_control=self.zero_control,
             devices=devices,
         )
-        told = facts(self.bundle, checkpoint=str(self.path), step=self.step, sampler=sampler, seed=seed)
+        told = facts(self.bundle, str(self.path), self.step, self.error, sampler=sampler, seed=seed)
         return PredictionJob(
             walker=walker,
             params=self.params,

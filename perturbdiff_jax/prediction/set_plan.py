@@ -27,6 +27,7 @@ class Request:
     controls: sp.csr_matrix
     draw: int = 0
     source: int = 0  # input layer, of networks that have several
+    covariate_batch: str = ""  # whose code stands in `codes`, where it is another batch's
 
     @property
     def names(self) -> tuple[str, str, str, int]:

@@ -16,9 +16,11 @@ from perturbdiff_jax.bundle import Bundle
 from perturbdiff_jax.diffusion.samplers import SamplerOptions
 from perturbdiff_jax.prediction.controls import ControlCells
 from perturbdiff_jax.prediction.design import CONDITION
+from perturbdiff_jax.prediction.model_error import ModelError
 from perturbdiff_jax.prediction.set_plan import SetPlan
 
 NAME = "predicted{:07d}"
+COVARIATE = "covariate_batch"  # obs column of draws that were told to be of another batch
 
 
 class PredictionTable:
@@ -34,14 +36,20 @@ class PredictionTable:
         """`contexts`: (cell type, batch) of a request -> the context whose control cells serve it."""
         self._controls = controls
         self._used = _used_rows(plan, contexts, controls)
-        runs = [(request.names, request.cells) for request in plan.requests]
-        runs += [((bundle.control, *context, 0), len(rows)) for context, rows in self._used.items()]
+        runs = [((*request.names, request.covariate_batch), request.cells) for request in plan.requests]
+        runs += [((bundle.control, *context, 0, ""), len(rows)) for context, rows in self._used.items()]
         self.predicted = plan.cells
         self._ends = np.cumsum([count for _, count in runs])
         self.cells = int(self._ends[-1])
         trained = {name for name, _, _ in bundle.trained} | {bundle.control}
-        table = pd.DataFrame([names for names, _ in runs], columns=[*CONDITION, "draw"])
+        table = pd.DataFrame([names for names, _ in runs], columns=[*CONDITION, "draw", COVARIATE])
         table["seen_perturbation"] = table["perturbation"].isin(trained)
+        if (table[COVARIATE] == "").all():
+            del table[COVARIATE]
+        else:
+            table[COVARIATE] = (
+                table[COVARIATE].where(table[COVARIATE] != "", table["batch"]).astype("category")
+            )
         table["batch"] = [controls.spelling.get(name, name) for name in table["batch"]]
         renamed = {role: bundle.keys[role] for role in CONDITION if bundle.keys.get(role)}
         table = table.drop(columns=[role for role in CONDITION if role not in renamed])
@@ -96,7 +104,13 @@ def _used_rows(
 
 
 def facts(
-    bundle: Bundle, *, checkpoint: str, step: int, sampler: SamplerOptions, seed: int
+    bundle: Bundle,
+    checkpoint: str,
+    step: int,
+    error: ModelError | None,
+    *,
+    sampler: SamplerOptions,
+    seed: int,
 ) -> dict[str, Any]:
     """What `uns["perturbdiff"]` tells about a prediction."""
     told = {
@@ -110,6 +124,9 @@ def facts(
         "control": bundle.control,
         "versions": bundle.versions,
     }
+    if error is not None:
+        told["model_error"] = float(error.value)
+        told["model_error_learned_on"] = f"{error.conditions} {error.split} conditions, {error.draws} draws"
     if bundle.origin:  # converted weights: the file they come from, and which of its weights
         told["origin"] = {key: bundle.origin[key] for key in ("file", "weights")}
     return told

@@ -56,13 +56,17 @@ def test_draws_as_far_apart_as_batches_cover_what_they_say(world):
     assert found["energy_to_real"].mean() == pytest.approx(found["energy_between_batches"].mean(), rel=0.05)
 
 
-def test_draws_that_are_too_alike_are_found_out_and_can_be_widened(world):
+def test_draws_that_are_too_alike_are_found_out_and_the_model_error_mends_it(world):
     context, draws = world
     sure = draws(0.3)
     found = calibrate(sure, context)
     assert found["coverage_80"].mean() < 0.6
     assert found["energy_between_draws"].mean() < 0.5 * found["energy_between_batches"].mean()
-    assert (calibrate(sure, context, widen=3.0)["coverage_80"] > found["coverage_80"]).all()
+    assert (found["plain_80"] == found["coverage_80"]).all()
+    wide = calibrate(sure, context, error=0.4)
+    assert (wide["coverage_80"] > found["coverage_80"]).all()
+    assert (wide["half_width_80"] > found["half_width_80"]).all()
+    np.testing.assert_array_equal(wide["plain_80"], found["plain_80"])
 
 
 def test_one_condition_by_hand(world):
@@ -83,13 +87,17 @@ def test_one_condition_by_hand(world):
     assert row["energy_between_draws"] == pytest.approx(np.mean(pairs), rel=1e-5)
 
 
-def test_conditions_with_one_draw_or_one_batch(world):
+def test_conditions_with_one_draw_no_draw_or_one_batch(world):
     context, draws = world
     made = draws(1.0)
-    key = ("B0", "P0")
-    for k in range(1, DRAWS):
-        made[k] = {other: cells for other, cells in made[k].items() if other != key}
+    once, never = ("B0", "P0"), ("B0", "P1")
+    for k in range(DRAWS):
+        left_out = (once, never) if k else (never,)
+        made[k] = {key: cells for key, cells in made[k].items() if key not in left_out}
     found = calibrate(made, context).set_index(["batch", "perturbation"])
-    assert key not in found.index and len(found) == BATCHES * PERTURBATIONS - 1
-    alone = Context("T", context.genes, context.control, {("B1", "P1"): context.real["B1", "P1"]})
-    assert np.isnan(calibrate(made, alone)["energy_between_batches"]).all()
+    assert never not in found.index and len(found) == BATCHES * PERTURBATIONS - 1
+    alone = found.loc[once]
+    assert alone["draws"] == 1 and alone[["coverage_80", "half_width_80", "energy_to_real"]].notna().all()
+    assert alone[["spread", "energy_between_draws"]].isna().all()
+    one_batch = Context("T", context.genes, context.control, {("B1", "P1"): context.real["B1", "P1"]})
+    assert np.isnan(calibrate(made, one_batch)["energy_between_batches"]).all()

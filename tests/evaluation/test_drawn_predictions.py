@@ -40,19 +40,55 @@ def test_several_draws_are_judged(tmp_path):
     assert summary["coverage_80"]["mean"] == pytest.approx(table["coverage_80"].mean(), abs=1e-5)
     assert summary["coverage_80"]["count"] == 6
     text = "\n".join(said)
-    assert "draws: 6 conditions with 4 each" in text and "draws of a condition lie" in text
+    assert (
+        "uncertainty: 6 conditions with 4 draws each" in text
+        and "(its error is not known)" in text
+        and "draws of a condition lie" in text
+    )
     page = write_report(tmp_path).read_text()
     assert "Every condition was predicted 4 times" in page and "Do intervals hold what they say?" in page
 
 
-def test_one_draw_has_no_calibration_and_the_page_says_so(tmp_path):
+def test_the_model_error_of_the_file_counts(tmp_path):
     raw, said = screen(), []
-    evaluated(tmp_path, drawn(raw, 3))
-    evaluated(tmp_path, drawn(raw, 1), said=said)  # into the same directory
+    cells = drawn(raw, 3)
+    cells.uns["perturbdiff"] = dict(cells.uns.get("perturbdiff", {})) | {"model_error": 0.3}
+    evaluated(tmp_path, cells, said=said)
+    wide = pd.read_csv(tmp_path / "calibration.csv")["half_width_80"]
+    evaluated(tmp_path / "plain", drawn(raw, 3))
+    assert (wide > 1.2 * pd.read_csv(tmp_path / "plain" / "calibration.csv")["half_width_80"]).all()
+    assert json.loads((tmp_path / "summary.json").read_text())["settings"]["model_error"] == 0.3
+    assert "% without the model's error" in "\n".join(said)
+
+
+def test_the_first_draw_is_scored(tmp_path):
+    raw = screen()
+    several, one = drawn(raw, 3), drawn(raw, 1)
+    evaluated(tmp_path / "several", several[::-1].copy())
+    evaluated(tmp_path / "one", one[::-1].copy())
+    tables = [pd.read_csv(tmp_path / name / "metrics.csv") for name in ("several", "one")]
+    pd.testing.assert_frame_equal(*tables)
+    cells = [
+        json.loads((tmp_path / name / "summary.json").read_text())["settings"]["predicted_cells"]
+        for name in ("several", "one")
+    ]
+    assert cells[0] == cells[1]
+
+
+def test_one_draw_is_judged_as_a_sample_and_a_file_without_draws_is_not(tmp_path):
+    raw, said = screen(), []
+    evaluated(tmp_path, drawn(raw, 1), said=said)
+    table = pd.read_csv(tmp_path / "calibration.csv")
+    assert (table["draws"] == 1).all() and table["energy_between_draws"].isna().all()
+    assert "draws of a condition lie" not in "\n".join(said)
+    said.clear()
+    foreign = prediction(raw)
+    foreign.obs = foreign.obs.drop(columns="draw", errors="ignore")
+    evaluated(tmp_path, foreign, said=said)  # into the same directory
     assert not (tmp_path / "calibration.csv").exists()
     assert "calibration" not in json.loads((tmp_path / "summary.json").read_text())
-    assert "draws:" not in "\n".join(said)
-    assert "each condition was predicted once" in write_report(tmp_path).read_text()
+    assert "uncertainty:" not in "\n".join(said)
+    assert "Uncertainty is not judged" in write_report(tmp_path).read_text()
 
 
 def test_a_column_of_other_meaning_is_not_taken_for_draws(tmp_path):

@@ -72,7 +72,7 @@ def job(requests, given, known, *, cells_per_set=4, sets_per_batch=2, seed=0, de
         return jax.device_put(control * factor, dealt)
 
     walker._walk = walk
-    uns = facts(known, checkpoint="here", step=6, sampler=SamplerOptions(), seed=seed)
+    uns = facts(known, "here", 6, None, sampler=SamplerOptions(), seed=seed)
     contexts = {(one.cell_type, one.batch): (one.cell_type, one.batch) for one in requests}
     return PredictionJob(
         walker=walker,

@@ -1,0 +1,76 @@
+"""What comes after training, on one process: the model's error, predictions of the hold-out, scores, report."""
+
+from pathlib import Path
+
+from perturbdiff_jax.data.conditions import TEST, VALIDATION
+from perturbdiff_jax.data.store import Store
+from perturbdiff_jax.evaluation.evaluate import evaluate
+from perturbdiff_jax.evaluation.report import write_report
+from perturbdiff_jax.predict import load
+from perturbdiff_jax.prediction import model_error
+from perturbdiff_jax.prediction.controls import from_store
+from perturbdiff_jax.prediction.design import split_design
+from perturbdiff_jax.run_record import RunRecord
+from perturbdiff_jax.settings import Settings
+
+
+def predict_and_evaluate(settings: Settings, store: Store, workdir: Path, record: RunRecord) -> Path:
+    """What comes after training, on one process: model error, predictions of the test split, scores, report."""
+    with record.stage("calibrate"):
+        calibrate(settings, store, workdir)
+    if not (store.groups.split == TEST).any():
+        print("No condition is held out for testing: nothing to predict and score (see config.holdout).")
+        return write_report(workdir)
+    with record.stage("predict"):
+        predictions = predict_test(settings, store, workdir)
+    with record.stage("evaluate"):
+        keys = store.manifest["keys"]
+        evaluate(
+            predictions,
+            store.path,
+            workdir,
+            perturbation_key=keys["perturbation"],
+            control=store.control,
+            cell_type_key=keys["cell_type"],
+            batch_key=keys["batch"],
+            store=store,
+            seed=settings.seed,
+        )
+    record.finish()
+    report = write_report(workdir)
+    print(f"bundle       {workdir / 'bundle'}\npredictions  {predictions}\nreport       {report}")
+    return report
+
+
+def calibrate(settings: Settings, store: Store, workdir: Path) -> None:
+    """Learns the model error of the best checkpoint on the validation split, unless it is known or there is none."""
+    draws, model = settings.predict.calibration_draws, load(workdir / "bundle")
+    if draws and model.error is None and (store.groups.split == VALIDATION).any():
+        found = model_error.learn(
+            model,
+            store,
+            conditions=settings.train.validation_conditions,
+            cells=settings.train.validation_cells,
+            draws=draws,
+            draw_batches=settings.predict.draw_batches,
+            seed=settings.seed,
+            sets_per_batch=settings.predict.sets_per_batch,
+        )
+        model_error.write(workdir / "bundle", found)
+        print(found.told(), flush=True)
+
+
+def predict_test(settings: Settings, store: Store, workdir: Path) -> Path:
+    """Predicts the test split with the best checkpoint, as many cells as the real data have."""
+    model = load(workdir / "bundle")
+    print(f"Predicting the held-out conditions with the checkpoint of step {model.step:,}.", flush=True)
+    return model.predict_design_to(
+        workdir / "predictions.h5ad",
+        split_design(store, "test"),
+        from_store(store),
+        draws=settings.predict.draws,
+        draw_batches=settings.predict.draw_batches,
+        sets_per_batch=settings.predict.sets_per_batch,
+        seed=settings.seed,
+        anew=True,  # its parts are this run's own, from before its sampler or its weights were changed
+    )
