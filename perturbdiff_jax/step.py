@@ -41,19 +41,14 @@ class StepParts:
 def bind(model: Denoiser, params: dict, perturbation, cell_type, batch, source=None) -> objective.Denoise:
     """The network behind its covariates, as diffusion/ wants it: `denoise(xt, t, control, drop, previous, fed_back)`.
 
-    Codes are [B] or [B, S], `source` [B] or None; a call with k * B sets (guidance stacks branches) repeats them k
-    times.
+    Codes are [B] or [B, S], `source` [B] or None.
     """
     if not model.options.loops:
         params = trunk.written_out(params)  # here, so that a walk of many passes cuts a stack once
 
     def denoise(xt, t, control, drop, self_condition, fed_back=True):
-        times = xt.shape[0] // perturbation.shape[0]
-        codes = [jnp.concatenate([code] * times) for code in (perturbation, cell_type, batch)]
-        sources = None if source is None else jnp.concatenate([source] * times)
-        return model.apply(
-            {"params": params}, xt, t, control, *codes, drop, self_condition, sources, fed_back
-        )
+        codes = (perturbation, cell_type, batch)
+        return model.apply({"params": params}, xt, t, control, *codes, drop, self_condition, source, fed_back)
 
     return denoise
 

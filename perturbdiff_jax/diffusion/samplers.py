@@ -2,7 +2,8 @@
 
 A walk visits timesteps from `start - 1` down to 0. At each it asks the network for x0 (conditional, and
 unconditional when guided), guides on the noise estimate, cuts values under 1e-4 to 0 and steps on; the last x0
-estimate is the sample. Knows no network, only `denoise(xt, t, control, drop, self_condition) -> x0_hat`.
+estimate is the sample. Knows no network, only `denoise(xt, t, control, drop, self_condition) -> x0_hat`, [B, S, G], or
+[k * B, S, G] for `drop` [k * B]: k branches over the same cells.
 """
 
 import dataclasses
@@ -92,14 +93,13 @@ def guided_x0(
     control: jax.Array,
     previous: jax.Array,
 ) -> jax.Array:
-    """x0 estimate at t [B] after guidance and cut-off, [B, S, G]; one batched call serves both branches."""
+    """x0 estimate at t [B] after guidance and cut-off, [B, S, G]; one call serves both branches."""
     sets = xt.shape[0]
     if options.guidance == 0.0:
         x0 = denoise(xt, t, control, jnp.zeros(sets, bool), previous)
     else:
-        twice = [jnp.concatenate([a, a]) for a in (xt, t, control, previous)]
         drop = jnp.arange(2 * sets) >= sets
-        conditional, unconditional = jnp.split(denoise(twice[0], twice[1], twice[2], drop, twice[3]), 2)
+        conditional, unconditional = jnp.split(denoise(xt, t, control, drop, previous), 2)
         eps = (1.0 + options.guidance) * eps_from_x0(schedule, xt, t, conditional) - (
             options.guidance * eps_from_x0(schedule, xt, t, unconditional)
         )

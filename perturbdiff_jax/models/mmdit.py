@@ -130,13 +130,15 @@ class Denoiser(nn.Module):
           t: [B] int timestep of each set.
           control: [B, S, G] clean control cells (zeros when they are dropped).
           perturbation, cell_type, batch: int codes [B] or, for sets that mix batches, [B, S].
-          drop: bool or [B] bool; True replaces the covariate embedding by the learned null vector (unconditional).
+          drop: bool, [B] or [k * B] bool; True replaces the covariate embedding by the learned null vector
+            (unconditional). k > 1 are branches over the same cells (guidance), one after the other, which share all
+            that comes before the first block.
           self_condition: [B, S, G] previous x0 estimate, None for zeros.
           source: [B] int code of the source of each set; None is source 0.
           fed_back: bool scalar; False says that `self_condition` is all zeros, and one device need not multiply it.
 
         Returns:
-          [B, S, G] float32 estimate of x0, not negative.
+          [B, S, G] float32 estimate of x0, not negative; [k * B, S, G] of k branches.
         """
         opts = self.options
         dtype = DTYPES[opts.dtype]
@@ -173,15 +175,18 @@ class Denoiser(nn.Module):
         )(perturbation, cell_type, batch)
         condition = Linear(width, dtype=dtype, name="condition")(nn.silu(covariates))
         null = self.param("null_condition", nn.initializers.normal(1.0), (width,), jnp.float32)
-        dropped = jnp.broadcast_to(jnp.asarray(drop), t.shape)[:, None, None]
-        condition = jnp.where(dropped, null[None, None], wide(condition))
-        c = (wide(TimeEmbedder(width, dtype=dtype, name="time")(t))[:, None] + condition).astype(dtype)
+        drop = jnp.asarray(drop)
+        branches = max(1, drop.size // t.size)
+        dropped = jnp.broadcast_to(drop, (branches * t.size,))[:, None, None]
+        condition = jnp.where(dropped, null[None, None], _branched(wide(condition), branches))
+        time = wide(TimeEmbedder(width, dtype=dtype, name="time")(t))[:, None]
+        c = (_branched(time, branches) + condition).astype(dtype)
 
         arguments = (width, opts.heads, opts.mlp_ratio, opts.norm_of_block_input, dtype)
         policy = REMAT[opts.remat]
         # Inside a loop nothing can be merged with what is computed again; written out, it has to be prevented.
         block = nn.remat(Block, prevent_cse=not opts.loops, policy=policy) if policy else Block
-        streams = (x, u)
+        streams = (_branched(x, branches), _branched(u, branches))
         if opts.depth > 1 and (opts.loops or self.is_initializing()):
             stack = nn.scan(
                 block,
@@ -197,9 +202,14 @@ class Denoiser(nn.Module):
         (x, _), _ = block(*arguments, last=True, name="last_block")(streams, c)
         out = Head(width, self.genes, opts.anchor != "none", dtype, name="head")(x, c)
         if opts.anchor != "none":
-            kept = control.astype(jnp.float32)
+            kept = _branched(control.astype(jnp.float32), branches)
             if opts.anchor == "scaled_control":
                 (scale,) = Modulation(self.genes, 1, dtype=jnp.float32, name="anchor")(c.astype(jnp.float32))
                 kept = (1.0 + scale) * kept
             out = out + kept
         return nn.relu(out)
+
+
+def _branched(array: jax.Array, branches: int) -> jax.Array:
+    """[B, ...] -> [branches * B, ...]."""
+    return array if branches == 1 else jnp.concatenate([array] * branches)

@@ -80,14 +80,14 @@ def test_guidance_is_linear_extrapolation_and_none_costs_one_pass():
     calls = []
 
     def denoise(xt, t, control, drop, previous):
-        calls.append(xt.shape[0])
-        return jnp.where(drop[:, None, None], 0.3, 0.5) * jnp.ones_like(xt)
+        calls.append((xt.shape[0], drop.shape[0]))
+        return jnp.where(drop[:, None, None], 0.3, 0.5) * jnp.ones_like(xt[:1])
 
-    for weight, sets, want in ((0.0, 2, 0.5), (1.0, 4, 0.7)):
+    for weight, branches, want in ((0.0, 1, 0.5), (1.0, 2, 0.7)):
         calls.clear()
         cells = walk(SamplerOptions(start=10, steps=1, guidance=weight), denoise)
         np.testing.assert_allclose(cells, want, atol=1e-4)
-        assert calls[0] == sets
+        assert calls[0] == (2, 2 * branches)
 
 
 def test_small_and_negative_values_become_zero():

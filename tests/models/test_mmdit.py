@@ -62,6 +62,35 @@ def test_joint_permutation_of_cells(inputs):
     assert not np.allclose(only_control, moved, atol=1e-4)
 
 
+@pytest.mark.parametrize("anchor", ["none", "control", "scaled_control"])
+@pytest.mark.parametrize("per_cell", [False, True], ids=["codes of sets", "codes of cells"])
+def test_branches_are_passes_of_their_own(inputs, anchor, per_cell):
+    """Guidance: [conditional of all sets, unconditional of all sets] in one pass that reads the cells once."""
+    model = build(anchor=anchor)
+    params = randomised(model)
+    xt, t, control, *codes = inputs
+    if per_cell:
+        codes = [jnp.tile(code[:, None], (1, S)) for code in codes]
+    previous = jnp.roll(xt, 1, axis=1)
+    drop = jnp.array([False, False, True, True])
+    both = apply(model, params, xt, t, control, *codes, drop, previous)
+    assert both.shape == (2 * B, S, G)
+    for part, dropped in zip(jnp.split(both, 2), (False, True)):
+        alone = apply(model, params, xt, t, control, *codes, jnp.full(B, dropped), previous)
+        np.testing.assert_allclose(part, alone, atol=1e-6)
+    assert not np.allclose(both[:B], both[B:], atol=1e-3)
+
+
+def test_branches_of_sets_from_several_sources(inputs):
+    options = ModelOptions(width=16, depth=2, heads=4, covariate_width=8)
+    model = Denoiser(options, **SIZES, sources=2)
+    params, source, drop = randomised(model), jnp.array([1, 0]), jnp.array([False, True])
+    both = apply(model, params, *inputs, jnp.repeat(drop, B), None, source)
+    for part, dropped in zip(jnp.split(both, 2), drop):
+        alone = apply(model, params, *inputs, jnp.full(B, dropped), None, source)
+        np.testing.assert_allclose(part, alone, atol=1e-6)
+
+
 def test_scan_equals_a_written_out_stack(inputs):
     model = build(depth=4)
     params = randomised(model)
