@@ -18,7 +18,8 @@ def gaussian(xt, t, control, drop, previous):
     """E[x0 | xt] of N(MEAN, SPREAD^2): the exact denoiser."""
     a = jnp.asarray(SCHEDULE.alpha_bar, jnp.float32)[t][:, None, None]
     gain = jnp.sqrt(a) * SPREAD**2 / (a * SPREAD**2 + 1 - a)
-    return MEAN + gain * (xt - jnp.sqrt(a) * MEAN)
+    x0 = MEAN + gain * (xt - jnp.sqrt(a) * MEAN)
+    return x0 if drop is None else jnp.concatenate([x0] * (len(drop) // len(xt)))
 
 
 def walk(options, denoise=gaussian, control=None, **arguments):
