@@ -29,7 +29,7 @@ setup(
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    package_data={"perturbdiff_jax.evaluation": ["page.css", "page.js"]},
+    package_data={"perturbdiff_jax.evaluation.page": ["*.css", "*.js"]},
     python_requires=">=3.11",
     packages=find_packages(include=["perturbdiff_jax", "perturbdiff_jax.*"]),
     install_requires=[

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from perturbdiff_jax.evaluation.drawing import INK, MUTED, canvas
 from perturbdiff_jax.evaluation.metrics import LOWER_IS_BETTER
+from perturbdiff_jax.evaluation.page.drawing import INK, MUTED, canvas
 
 COLORS = {"ddim": "#2b6cb0", "ddpm": "#9a6a00", "fast": "#b3261e"}
 SHAPES = "osD^v"

@@ -5,7 +5,7 @@ from pathlib import Path
 from perturbdiff_jax.data.conditions import TEST, VALIDATION
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.evaluation.evaluate import evaluate
-from perturbdiff_jax.evaluation.report import write_report
+from perturbdiff_jax.evaluation.page.report import write_report
 from perturbdiff_jax.predict import load
 from perturbdiff_jax.prediction import model_error
 from perturbdiff_jax.prediction.controls import from_store

@@ -13,6 +13,6 @@ def fill(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Does the job."""
-    from perturbdiff_jax.evaluation.report import write_report
+    from perturbdiff_jax.evaluation.page.report import write_report
 
     print(f"report {write_report(args.workdir, args.output)}")

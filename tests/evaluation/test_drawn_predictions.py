@@ -11,7 +11,7 @@ from toy_cells import evaluated, prediction, screen
 from perturbdiff_jax.evaluation import celleval
 from perturbdiff_jax.evaluation.calibration import COLUMNS
 from perturbdiff_jax.evaluation.inputs import Keys, read_predicted
-from perturbdiff_jax.evaluation.report import write_report
+from perturbdiff_jax.evaluation.page.report import write_report
 
 
 @pytest.fixture(autouse=True)

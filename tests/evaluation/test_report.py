@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from perturbdiff_jax.errors import RequestError
-from perturbdiff_jax.evaluation import drawing, glossary, run_files
-from perturbdiff_jax.evaluation.report import write_report
+from perturbdiff_jax.evaluation.page import drawing, glossary, run_files
+from perturbdiff_jax.evaluation.page.report import write_report
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from fake_run import NASTY, write_run
@@ -176,7 +176,7 @@ def test_without_matplotlib_the_tables_remain(workdir, tmp_path, no_pictures):
 
 
 def test_a_long_table_is_cut_and_says_so(tmp_path, no_pictures, monkeypatch):
-    from perturbdiff_jax.evaluation import picture_sections, sections
+    from perturbdiff_jax.evaluation.page import picture_sections, sections
 
     for module in (sections, picture_sections):
         monkeypatch.setattr(module, "MOST_ROWS", 3)

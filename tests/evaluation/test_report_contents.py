@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from perturbdiff_jax.evaluation import cell_figures, facts, figures, glossary, run_files, verdict
+from perturbdiff_jax.evaluation.page import cell_figures, facts, figures, glossary, run_files, verdict
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from fake_run import BASELINES, write_run

@@ -9,7 +9,7 @@ from toy_cells import GENES, evaluated, foreign, numbered, prediction, screen, s
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.evaluation import celleval
 from perturbdiff_jax.evaluation.metrics import METRICS
-from perturbdiff_jax.evaluation.report import write_report
+from perturbdiff_jax.evaluation.page.report import write_report
 
 
 @pytest.fixture(autouse=True)

@@ -3,13 +3,12 @@
 import numpy as np
 import pandas as pd
 
-from perturbdiff_jax.evaluation import drawing, glossary, verdict
-from perturbdiff_jax.evaluation import page as html
 from perturbdiff_jax.evaluation.calibration import COVERAGE
-from perturbdiff_jax.evaluation.drawing import MUTED, Panel, canvas, to_svg
-from perturbdiff_jax.evaluation.page import Cell, Column
-from perturbdiff_jax.evaluation.picture_sections import MOST_ROWS, NO_PICTURES
-from perturbdiff_jax.evaluation.run_files import Results
+from perturbdiff_jax.evaluation.page import drawing, glossary, markup, verdict
+from perturbdiff_jax.evaluation.page.drawing import MUTED, Panel, canvas, to_svg
+from perturbdiff_jax.evaluation.page.markup import Cell, Column
+from perturbdiff_jax.evaluation.page.picture_sections import MOST_ROWS, NO_PICTURES
+from perturbdiff_jax.evaluation.page.run_files import Results
 from perturbdiff_jax.evaluation.spread import LEVELS
 from perturbdiff_jax.evaluation.summary import interval
 
@@ -20,18 +19,18 @@ def uncertainty_section(results: Results):
     """Coverage of the draws' intervals and their distances beside those of real batches."""
     heading, rows = ("uncertainty", "Uncertainty"), results.calibration
     if rows is None:
-        return *heading, html.absent(results.absent["calibration"])
+        return *heading, markup.absent(results.absent["calibration"])
     draws = rows["draws"].median()
     text = (
         f"Every condition was predicted {draws:.0f} times; each draw is a population of its own. If draws are as far "
         "apart as real batches are, an interval holds the mean change of another population of the condition with the "
         "probability that it names. Points below the diagonal mean that the draws are too sure of themselves."
     )
-    parts = [html.paragraph(text)]
+    parts = [markup.paragraph(text)]
     if drawing.available():
-        parts.append(html.panels([panel for panel in (coverage(rows), distances(rows)) if panel]))
+        parts.append(markup.panels([panel for panel in (coverage(rows), distances(rows)) if panel]))
     else:
-        parts.append(html.absent(NO_PICTURES))
+        parts.append(markup.absent(NO_PICTURES))
     names = {
         **{
             name: Column(f"{100 * level:g} % holds", "Share of genes whose real change lies in the interval")
@@ -45,19 +44,23 @@ def uncertainty_section(results: Results):
     }
     cut = rows.head(MOST_ROWS)
     body = [
-        [html.escape(row["perturbation"]), html.escape(row["cell_type"]), html.escape(str(row["batch"]))]
+        [
+            markup.escape(row["perturbation"]),
+            markup.escape(row["cell_type"]),
+            markup.escape(str(row["batch"])),
+        ]
         + [Cell(_text(name, row[name]), float(row[name])) for name in names]
         for row in cut.to_dict("records")
     ]
     columns = [Column(name, number=False) for name in ("Perturbation", "Cell type", "Batch")]
-    table = html.table(
+    table = markup.table(
         "uncertain",
         [*columns, *names.values()],
         body,
         caption=f"Uncertainty by condition, {len(cut):,} of {len(rows):,}",
         tall=True,
     )
-    parts.append(html.fold("Every condition in numbers", table))
+    parts.append(markup.fold("Every condition in numbers", table))
     return *heading, "".join(parts)
 
 

@@ -6,12 +6,11 @@ one sentence that says why; nothing here raises for it.
 
 import math
 
-from perturbdiff_jax.evaluation import drawing, facts, figures, glossary, verdict
-from perturbdiff_jax.evaluation import page as html
-from perturbdiff_jax.evaluation.glossary import CEILING, HEADLINE
-from perturbdiff_jax.evaluation.page import Cell, Column
-from perturbdiff_jax.evaluation.picture_sections import MOST_ROWS, NO_BASELINES, NO_PICTURES
-from perturbdiff_jax.evaluation.run_files import Results
+from perturbdiff_jax.evaluation.page import drawing, facts, figures, glossary, markup, verdict
+from perturbdiff_jax.evaluation.page.glossary import CEILING, HEADLINE
+from perturbdiff_jax.evaluation.page.markup import Cell, Column
+from perturbdiff_jax.evaluation.page.picture_sections import MOST_ROWS, NO_BASELINES, NO_PICTURES
+from perturbdiff_jax.evaluation.page.run_files import Results
 
 _KEYS = ["cell_type", "perturbation"]
 
@@ -20,31 +19,33 @@ def verdict_section(results: Results):
     """In words and three tiles: where we stand against the best baseline and the ceiling."""
     heading = ("verdict", "Verdict")
     if "summary" in results.absent or not results.models.get(glossary.ours()):
-        return *heading, html.absent(results.absent.get("summary", "summary.json has no row for the model."))
-    said = "".join(html.paragraph(text) for text in verdict.sentences(results.models))
+        return *heading, markup.absent(
+            results.absent.get("summary", "summary.json has no row for the model.")
+        )
+    said = "".join(markup.paragraph(text) for text in verdict.sentences(results.models))
     tiles = [_tile(item) for name in HEADLINE if (item := verdict.standing(results.models, name))]
     tiles = f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
     hint = (
         "Means over conditions with bootstrap 95 % intervals; apart means that two intervals do not overlap."
     )
-    return *heading, f'<div class="verdict">{said}</div>{tiles}{html.paragraph(hint, "hint")}'
+    return *heading, f'<div class="verdict">{said}</div>{tiles}{markup.paragraph(hint, "hint")}'
 
 
 def _tile(item) -> str:
     known = glossary.metric(item.metric)
     lines = []
     if item.rival is not None:
-        lines.append((html.model_mark(item.rival), _with_interval(item.rival_entry)))
+        lines.append((markup.model_mark(item.rival), _with_interval(item.rival_entry)))
     if not math.isnan(item.ceiling):
-        lines.append((html.model_mark(CEILING), verdict.figure(item.ceiling)))
-    rows = "".join(f"<li><span>{name}</span><span>{html.escape(text)}</span></li>" for name, text in lines)
+        lines.append((markup.model_mark(CEILING), verdict.figure(item.ceiling)))
+    rows = "".join(f"<li><span>{name}</span><span>{markup.escape(text)}</span></li>" for name, text in lines)
     kind = "even" if item.rival is None or not item.apart else "ahead" if item.ahead else "behind"
     arrow = "↑" if known.better > 0 else "↓"
     return (
-        f'<div class="tile"><h3 title="{html.escape(known.meaning)}">{html.escape(known.label)} {arrow}</h3>'
+        f'<div class="tile"><h3 title="{markup.escape(known.meaning)}">{markup.escape(known.label)} {arrow}</h3>'
         f'<div class="value">{verdict.figure(item.ours[0])}'
-        f"<small>{html.escape(_interval(item.ours))}</small></div>"
-        f'<ul>{rows}</ul><span class="chip {kind}">{html.escape(item.phrase)}</span></div>'
+        f"<small>{markup.escape(_interval(item.ours))}</small></div>"
+        f'<ul>{rows}</ul><span class="chip {kind}">{markup.escape(item.phrase)}</span></div>'
     )
 
 
@@ -52,7 +53,7 @@ def metrics_section(results: Results):
     """Models by metrics with intervals, the ceiling apart, and the meaning of every metric."""
     heading, models = ("metrics", "Metrics"), results.models
     if "summary" in results.absent or not models:
-        return *heading, html.absent(results.absent.get("summary", "summary.json names no model."))
+        return *heading, markup.absent(results.absent.get("summary", "summary.json names no model."))
     names = glossary.order_metrics(name for rows in models.values() for name in rows)
     empty = [n for n in names if all(math.isnan(verdict.entry(models, model, n)[0]) for model in models)]
     names = [name for name in names if name not in empty]
@@ -65,8 +66,8 @@ def metrics_section(results: Results):
     rows = [_model_row(models, model, names, tops) for model in rivals]
     foot = [_model_row(models, CEILING, names, {})] if CEILING in models else []
     parts = [
-        html.paragraph("Bold is the best model of each column; below the value stands its 95 % interval."),
-        html.table(
+        markup.paragraph("Bold is the best model of each column; below the value stands its 95 % interval."),
+        markup.table(
             "models",
             columns,
             rows,
@@ -77,26 +78,26 @@ def metrics_section(results: Results):
         ),
     ]
     if not verdict.baselines(models):
-        parts.append(html.absent(NO_BASELINES))
+        parts.append(markup.absent(NO_BASELINES))
     partial = [name for name in names if _uncounted(results, name)]
     if partial:
         labels = ", ".join(
             f"{glossary.metric(n).label} ({verdict.count(models, glossary.ours(), n)})" for n in partial
         )
         total = len(results.metrics)
-        parts.append(html.paragraph(f"Defined for fewer than all {total} conditions: {labels}.", "hint"))
+        parts.append(markup.paragraph(f"Defined for fewer than all {total} conditions: {labels}.", "hint"))
     if empty:
         labels = ", ".join(glossary.metric(name).label for name in empty)
-        parts.append(html.paragraph(f"Without a value for any model, and left out: {labels}.", "hint"))
-    parts += [html.paragraph(text, "hint") for text in _remarks(results.summary.get("settings"))]
+        parts.append(markup.paragraph(f"Without a value for any model, and left out: {labels}.", "hint"))
+    parts += [markup.paragraph(text, "hint") for text in _remarks(results.summary.get("settings"))]
     arrows = {1: " ↑", -1: " ↓", 0: ""}
     meanings = [(m.label + arrows[m.better], m.meaning) for m in map(glossary.metric, names)]
-    parts.append(html.fold("What each metric means", html.definitions(meanings, "meaning")))
+    parts.append(markup.fold("What each metric means", markup.definitions(meanings, "meaning")))
     if drawing.available():
         drawn = [panel for name in HEADLINE if (panel := figures.intervals(models, name))]
-        parts += ["<h3>Headline metrics with their intervals</h3>", html.panels(drawn)] if drawn else []
+        parts += ["<h3>Headline metrics with their intervals</h3>", markup.panels(drawn)] if drawn else []
     else:
-        parts.append(html.absent(NO_PICTURES))
+        parts.append(markup.absent(NO_PICTURES))
     return *heading, "".join(parts)
 
 
@@ -127,14 +128,14 @@ def _model_row(models, model, names, tops) -> list:
         found = verdict.entry(models, model, name)
         small = "" if math.isnan(found[1]) or not glossary.metric(name).better else _interval(found)
         cells.append(Cell(verdict.figure(found[0]), found[0], small, best=tops.get(name) == found[0]))
-    return [html.model_mark(model), *cells]
+    return [markup.model_mark(model), *cells]
 
 
 def rows_section(results: Results):
     """The searchable table of our scores per condition."""
     heading = ("rows", "Every condition")
     if results.metrics is None:
-        return *heading, html.absent(results.absent["metrics"])
+        return *heading, markup.absent(results.absent["metrics"])
     table = results.metrics if results.every is None else results.every
     several = "model" in table
     names = glossary.order_metrics(table.columns.difference(["model", *_KEYS]))
@@ -145,8 +146,8 @@ def rows_section(results: Results):
     columns += [Column("Model", number=False)] * several
     columns += [Column(m.label, m.meaning, m.better) for m in map(glossary.metric, names)]
     rows = [
-        [html.escape(row["perturbation"]), html.escape(row["cell_type"])]
-        + ([html.model_mark(row["model"])] if several else [])
+        [markup.escape(row["perturbation"]), markup.escape(row["cell_type"])]
+        + ([markup.model_mark(row["model"])] if several else [])
         + [_score(name, float(row[name])) for name in names]
         for row in cut.to_dict("records")
     ]
@@ -161,9 +162,9 @@ def rows_section(results: Results):
     if len(cut) < len(table):
         what = "rows" if several else "conditions"
         text = f"Shown are the first {len(cut):,} {what}; all {len(table):,} are in metrics.csv."
-    return *heading, box + html.table("every", columns, rows, caption=caption, tall=True) + html.paragraph(
-        text, "hint"
-    )
+    return *heading, box + markup.table(
+        "every", columns, rows, caption=caption, tall=True
+    ) + markup.paragraph(text, "hint")
 
 
 def run_section(results: Results):
@@ -181,12 +182,12 @@ def run_section(results: Results):
     merged = {name: v for found in versions if isinstance(found, dict) for name, v in found.items()}
     if merged:
         known.append(("Versions", ", ".join(f"{name} {value}" for name, value in merged.items())))
-    parts = [html.definitions(known)] if known else []
-    parts += [html.absent(results.absent[part]) for part in ("run", "config") if part in results.absent]
-    parts += [html.paragraph(note, "hint") for note in results.notes]
+    parts = [markup.definitions(known)] if known else []
+    parts += [markup.absent(results.absent[part]) for part in ("run", "config") if part in results.absent]
+    parts += [markup.paragraph(note, "hint") for note in results.notes]
     every = facts.listing(("run", results.run), ("config", results.config), ("evaluation", settings))
     if every:
-        parts.append(html.fold("All settings and facts", html.definitions(every, "all"), printed=False))
+        parts.append(markup.fold("All settings and facts", markup.definitions(every, "all"), printed=False))
     return "run", "The run", "".join(parts)
 
 

@@ -10,7 +10,7 @@ import pathlib
 
 import pandas as pd
 
-from perturbdiff_jax.evaluation.glossary import OURS
+from perturbdiff_jax.evaluation.page.glossary import OURS
 
 _KEYS = ("model", "cell_type", "batch", "perturbation", "gene", "kind")
 _TABLES = {

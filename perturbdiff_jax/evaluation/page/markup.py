@@ -9,8 +9,8 @@ import importlib.resources
 import math
 import re
 
-from perturbdiff_jax.evaluation import glossary
-from perturbdiff_jax.evaluation.drawing import Panel
+from perturbdiff_jax.evaluation.page import glossary
+from perturbdiff_jax.evaluation.page.drawing import Panel
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 _STROKES = {"solid": "", "dashed": "6 3", "dotted": "2 3", "dashdot": "7 3 2 3"}
@@ -57,7 +57,7 @@ def page(title: str, subtitle: str, sections: list[tuple[str, str, str]]) -> str
 <title>{escape(title)}</title>
 <link rel="icon" href="data:,">
 <style>
-{(files / "page.css").read_text(encoding="utf-8")}</style>
+{(files / "style.css").read_text(encoding="utf-8")}</style>
 </head>
 <body>
 <a class="skip" href="#content">Skip to the results</a>
@@ -67,7 +67,7 @@ def page(title: str, subtitle: str, sections: list[tuple[str, str, str]]) -> str
 {body}
 </main>
 <script>
-{(files / "page.js").read_text(encoding="utf-8")}</script>
+{(files / "tables.js").read_text(encoding="utf-8")}</script>
 </body>
 </html>
 """

@@ -6,9 +6,9 @@ Small multiples of the same few conditions: the best, the median and the worst b
 import numpy as np
 import pandas as pd
 
-from perturbdiff_jax.evaluation.drawing import DENSE, INK, Panel, canvas, to_svg
-from perturbdiff_jax.evaluation.glossary import KIND_STYLE, SIGNIFICANT
-from perturbdiff_jax.evaluation.verdict import figure as number
+from perturbdiff_jax.evaluation.page.drawing import DENSE, INK, Panel, canvas, to_svg
+from perturbdiff_jax.evaluation.page.glossary import KIND_STYLE, SIGNIFICANT
+from perturbdiff_jax.evaluation.page.verdict import figure as number
 
 _CAP = 50.0  # -log10 of an adjusted p; beyond it the test has no more to say and one gene would set the scale
 _GROUPS = {  # Okabe-Ito again; "neither" is most genes and stays in the background

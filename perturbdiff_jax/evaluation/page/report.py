@@ -10,13 +10,13 @@ import tempfile
 import time
 
 from perturbdiff_jax.errors import RequestError
-from perturbdiff_jax.evaluation import (
-    calibration_figures,
+from perturbdiff_jax.evaluation.page import (
     glossary,
-    page,
+    markup,
     picture_sections,
     run_files,
     sections,
+    uncertainty,
 )
 
 _ORDER = (
@@ -28,7 +28,7 @@ _ORDER = (
     picture_sections.scatter_section,
     picture_sections.cells_section,
     picture_sections.genes_section,
-    calibration_figures.uncertainty_section,
+    uncertainty.uncertainty_section,
     sections.rows_section,
 )
 
@@ -62,7 +62,7 @@ def write_report(workdir: str | os.PathLike, output: str | os.PathLike | None = 
     name = workdir.resolve().name
     made = time.strftime("%Y-%m-%d %H:%M")
     with glossary.about(results.predictions):
-        text = page.page(f"PerturbDiff: {name}", f"Report of {made}", [build(results) for build in _ORDER])
+        text = markup.page(f"PerturbDiff: {name}", f"Report of {made}", [build(results) for build in _ORDER])
     return _write(target, text)
 
 

@@ -9,8 +9,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from perturbdiff_jax.evaluation import glossary
-from perturbdiff_jax.evaluation.glossary import CEILING, HEADLINE
+from perturbdiff_jax.evaluation.page import glossary
+from perturbdiff_jax.evaluation.page.glossary import CEILING, HEADLINE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,11 +3,10 @@
 Same contract as `sections`: (id, heading, inner HTML), and a sentence in place of what cannot be drawn.
 """
 
-from perturbdiff_jax.evaluation import cell_figures, drawing, figures, glossary, verdict
-from perturbdiff_jax.evaluation import page as html
-from perturbdiff_jax.evaluation.glossary import HEADLINE, KIND_STYLE
-from perturbdiff_jax.evaluation.page import Cell, Column
-from perturbdiff_jax.evaluation.run_files import Results
+from perturbdiff_jax.evaluation.page import cell_figures, drawing, figures, glossary, markup, verdict
+from perturbdiff_jax.evaluation.page.glossary import HEADLINE, KIND_STYLE
+from perturbdiff_jax.evaluation.page.markup import Cell, Column
+from perturbdiff_jax.evaluation.page.run_files import Results
 
 NO_PICTURES = (
     "Figures are left out: matplotlib is not installed. Install the extra `perturbdiff_jax[eval]` and run "
@@ -23,13 +22,13 @@ def radar_section(results: Results):
     """The picture of the paper's Figure 3 for this run."""
     heading, models = ("radar", "Radar"), results.models
     if "summary" in results.absent:
-        return *heading, html.absent(results.absent["summary"])
+        return *heading, markup.absent(results.absent["summary"])
     if not drawing.available():
-        return *heading, html.absent(NO_PICTURES)
+        return *heading, markup.absent(NO_PICTURES)
     panel = figures.radar(models)
     if panel is None:
         why = "A radar needs three models, ours among them, and three metrics on which they differ."
-        return *heading, html.absent(why)
+        return *heading, markup.absent(why)
     drawn = figures.radar_models(models)[::-1]
     text = (
         "Like Figure 3 of the paper, outer is better. Each axis is rescaled on its own from the means "
@@ -39,40 +38,40 @@ def radar_section(results: Results):
     )
     if len(drawn) < len(models):
         text += " Drawn: the model, the ceiling, the control and the baselines that score best on average."
-    legend = html.legend([(name, *glossary.style(name)) for name in drawn])
-    words = html.paragraph(text) + legend
-    return *heading, f'<div class="side">{html.panels([panel])}<div>{words}</div></div>'
+    legend = markup.legend([(name, *glossary.style(name)) for name in drawn])
+    words = markup.paragraph(text) + legend
+    return *heading, f'<div class="side">{markup.panels([panel])}<div>{words}</div></div>'
 
 
 def curves_section(results: Results):
     """Loss terms and sampled validation over the steps."""
     heading = ("curves", "Learning curves")
     if results.log is None:
-        return *heading, html.absent(results.absent["log"])
+        return *heading, markup.absent(results.absent["log"])
     if not drawing.available():
-        return *heading, html.absent(NO_PICTURES)
+        return *heading, markup.absent(NO_PICTURES)
     drawn = figures.learning_curves(results.log)
     if not drawn:
-        return *heading, html.absent("The training log holds no loss and no validation.")
+        return *heading, markup.absent("The training log holds no loss and no validation.")
     text = (
         "Validation predicts the validation conditions by sampling, as `predict` does; it chooses the best "
     )
     text += "checkpoint."
     if not (results.log["kind"] == "validation").any():
         text = "The log holds no validation: only the loss is drawn."
-    return *heading, html.paragraph(text) + html.panels(drawn)
+    return *heading, markup.paragraph(text) + markup.panels(drawn)
 
 
 def scatter_section(results: Results):
     """Condition by condition against the best baseline of each metric."""
     heading = ("conditions", "Against the best baseline")
     if results.metrics_all is None:
-        return *heading, html.absent(results.absent["metrics_all"])
+        return *heading, markup.absent(results.absent["metrics_all"])
     rates = verdict.win_rates(results.metrics_all, results.models)
     if rates.empty:
-        return *heading, html.absent(NO_BASELINES)
+        return *heading, markup.absent(NO_BASELINES)
     parts = [
-        html.paragraph(
+        markup.paragraph(
             "One point is one condition; in the shaded half ours is better. Each metric has its own best "
             "baseline."
         )
@@ -81,64 +80,64 @@ def scatter_section(results: Results):
         chosen = rates[rates["metric"].isin(HEADLINE)]
         chosen = chosen if len(chosen) else rates.head(3)
         drawn = [figures.scatter(results.metrics_all, row.metric, row.rival) for row in chosen.itertuples()]
-        parts.append(html.panels([panel for panel in drawn if panel]))
+        parts.append(markup.panels([panel for panel in drawn if panel]))
     else:
-        parts.append(html.absent(NO_PICTURES))
+        parts.append(markup.absent(NO_PICTURES))
     columns = [Column("Metric", number=False), Column("Best baseline", number=False)]
     columns += [Column("Win rate", "Share of conditions won, ties counted half"), Column("Wins")]
     columns += [Column("Ties"), Column("Losses"), Column("Conditions", "Where both have a value")]
     rows = [
         [
-            html.escape(glossary.metric(row.metric).label),
-            html.model_mark(row.rival),
+            markup.escape(glossary.metric(row.metric).label),
+            markup.model_mark(row.rival),
             Cell(f"{100 * row.rate:.0f} %", row.rate),
             *(Cell(f"{n:,}", n) for n in (row.wins, row.ties, row.losses, row.conditions)),
         ]
         for row in rates.itertuples()
     ]
-    table = html.table(
+    table = markup.table(
         "wins", columns, rows, caption="Conditions won against the best baseline of each metric"
     )
-    return *heading, "".join([*parts, html.fold("Win rate on every metric", table)])
+    return *heading, "".join([*parts, markup.fold("Win rate on every metric", table)])
 
 
 def cells_section(results: Results):
     """Predicted, real and control cells in one PCA."""
     heading = ("cells", "Cells")
     if results.pca is None:
-        return *heading, html.absent(results.absent["pca"])
+        return *heading, markup.absent(results.absent["pca"])
     if not drawing.available():
-        return *heading, html.absent(NO_PICTURES)
+        return *heading, markup.absent(NO_PICTURES)
     drawn = cell_figures.cells(results.pca, results.metrics)
     if not drawn:
-        return *heading, html.absent("pca.csv holds control cells only.")
+        return *heading, markup.absent("pca.csv holds control cells only.")
     text = (
         "All panels share one PCA, fitted on real and control cells, and zoom in on the cell type of the "
         "condition; large dots are centres. A good prediction lies on the real cells and is as broad. "
         "Beside all conditions stand the best, the median and the worst one by energy distance."
     )
-    legend = html.legend([(name, color, "solid") for name, color in KIND_STYLE.items()], dots=True)
-    return *heading, html.paragraph(text) + legend + html.panels(drawn)
+    legend = markup.legend([(name, color, "solid") for name, color in KIND_STYLE.items()], dots=True)
+    return *heading, markup.paragraph(text) + legend + markup.panels(drawn)
 
 
 def genes_section(results: Results):
     """Recovery of differential expression, gene by gene."""
     heading = ("genes", "Differential expression")
     if results.de is None:
-        return *heading, html.absent(results.absent["de"])
+        return *heading, markup.absent(results.absent["de"])
     table = cell_figures.recovery(results.de)
     if table.empty:
-        return *heading, html.absent("de.csv.gz has no gene with both adjusted p values.")
+        return *heading, markup.absent("de.csv.gz has no gene with both adjusted p values.")
     text = (
         "One point is one gene: strength of evidence in the real cells (right) against the predicted cells "
         "(up), each against the same real control cells. The dashed lines are a false discovery rate of "
         "0.05; values beyond 50 are drawn at 50, and the axes are stretched by square roots near 0. Genes "
         "on the diagonal are recovered as strongly as in the real cells."
     )
-    parts = [html.paragraph(text)]
+    parts = [markup.paragraph(text)]
     pictures = drawing.available()
     drawn = cell_figures.differential_expression(results.de, results.metrics) if pictures else []
-    parts.append(html.panels(drawn) if pictures else html.absent(NO_PICTURES))
+    parts.append(markup.panels(drawn) if pictures else markup.absent(NO_PICTURES))
     names = {
         "spearman": Column("Spearman", "Of -log10 adjusted p over genes", +1),
         "both": Column("Both", "Significant in real and predicted cells"),
@@ -151,15 +150,15 @@ def genes_section(results: Results):
     names = {name: column for name, column in names.items() if name in table}
     cut = table.head(MOST_ROWS)
     rows = [
-        [html.escape(row["perturbation"]), html.escape(row["cell_type"])]
+        [markup.escape(row["perturbation"]), markup.escape(row["cell_type"])]
         + [Cell(verdict.figure(row[n]) if n == "spearman" else f"{row[n]:,}", float(row[n])) for n in names]
         for row in cut.to_dict("records")
     ]
     columns = [Column("Perturbation", number=False), Column("Cell type", number=False), *names.values()]
     caption = f"Genes by significance, {len(cut):,} of {len(table):,} conditions, most recovered genes first"
     parts.append(
-        html.fold(
-            "Every condition in numbers", html.table("recovery", columns, rows, caption=caption, tall=True)
+        markup.fold(
+            "Every condition in numbers", markup.table("recovery", columns, rows, caption=caption, tall=True)
         )
     )
     return *heading, "".join(parts)

@@ -9,9 +9,9 @@ import re
 import numpy as np
 import pandas as pd
 
-from perturbdiff_jax.evaluation import glossary, verdict
-from perturbdiff_jax.evaluation.drawing import DENSE, MUTED, Panel, canvas, to_svg
-from perturbdiff_jax.evaluation.glossary import CEILING, CONTROL, OURS
+from perturbdiff_jax.evaluation.page import glossary, verdict
+from perturbdiff_jax.evaluation.page.drawing import DENSE, MUTED, Panel, canvas, to_svg
+from perturbdiff_jax.evaluation.page.glossary import CEILING, CONTROL, OURS
 
 _DASH = {"solid": "-", "dashed": (0, (5, 2)), "dotted": (0, (1.2, 1.6)), "dashdot": "-."}
 _LOSS_STYLE = {
