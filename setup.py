@@ -12,10 +12,11 @@ VERSION = re.search(
     flags=re.MULTILINE,
 ).group(1)
 
-EVAL = ["cell-eval>=0.8.2,<0.9", "matplotlib>=3.9,<4"]
+EVAL = ["cell-eval>=0.8.2,<0.9", "matplotlib>=3.9,<4", "umap-learn>=0.5.7,<0.6"]
 TEST = [
     *EVAL,
     "moto[server]>=5,<6",
+    "playwright>=1.49,<2",
     "pytest>=8,<10",
     "pytest-xdist>=3.5,<4",
     "ruff>=0.8,<1",

@@ -11,14 +11,14 @@ from collections.abc import Callable, Collection, Mapping
 import pandas as pd
 
 from perturbdiff_jax.errors import RequestError, shorten
-from perturbdiff_jax.evaluation import calibration, celleval, exports, model_rows
+from perturbdiff_jax.evaluation import calibration, celleval, exports, model_rows, neighbourhood, outputs
 from perturbdiff_jax.evaluation.baselines import Training, training_of
 from perturbdiff_jax.evaluation.columns import find_keys, open_store, real_look
 from perturbdiff_jax.evaluation.contexts import pool
 from perturbdiff_jax.evaluation.inputs import Keys
-from perturbdiff_jax.evaluation.outputs import write_all
+from perturbdiff_jax.evaluation.mean_changes import mean_changes
 from perturbdiff_jax.evaluation.predicted import Predicted, named, read_all
-from perturbdiff_jax.evaluation.projection import project
+from perturbdiff_jax.evaluation.projection import project, sample
 from perturbdiff_jax.evaluation.real_cells import read_contexts
 from perturbdiff_jax.evaluation.real_tables import FOLDER, RealTables
 from perturbdiff_jax.evaluation.summary import (
@@ -66,9 +66,9 @@ def evaluate(
     is_log1p: bool = True,
     echo: Callable[[str], None] = print,
 ) -> Evaluation:
-    """Scores `pred` against `real` and writes metrics.csv, metrics_all.csv, summary.json, pca.csv, de.csv.gz.
+    """Scores `pred` against `real` and writes metrics.csv, metrics_all.csv, summary.json and more (outputs.write_all).
 
-    What the first prediction tells of its uncertainty is judged in calibration.csv.
+    About the first prediction: de.csv.gz, mean_changes.csv.gz, pca.csv, umap.csv, and with draws calibration.csv.
 
     pred: h5ad path or AnnData, log1p-normalised; its control cells are not scored, and of several draws only the
     first, so that both sides have as many cells. A mapping {name: path or AnnData} scores several at once, on the
@@ -147,7 +147,8 @@ def evaluate(
     counts = _cell_counts(contexts, cells)
     first = next(iter(cells))
     error = predicted.errors.get(first, 0.0)
-    judged = [calibration.calibrate(predicted.draws_for(first, one), one, error=error) for one in contexts]
+    draws = {one.cell_type: predicted.draws_for(first, one) for one in contexts}
+    judged = [calibration.calibrate(draws[one.cell_type], one, error=error) for one in contexts]
     drawn = pd.concat(judged)
     if len(drawn):
         summaries["calibration"] = calibration.summary(drawn, seed)
@@ -175,13 +176,20 @@ def evaluate(
         "undefined_rows": undefined(found.rows),
         "seconds": round(time.monotonic() - started, 1),
     }
-    plane = project(
+    shown = sample(
         contexts,
         {name: pool(part) for name, part in cells[first].items()},
         control,
         model_rows.generator(seed, "projection"),
     )
-    write_all(output, found, summaries, settings, plane, drawn)
+    settings["no_umap"] = neighbourhood.why_not(shown)
+    pictured = {
+        outputs.PCA_FILE: project(shown),
+        outputs.UMAP_FILE: None if settings["no_umap"] else neighbourhood.embed(shown, seed),
+        outputs.CHANGES_FILE: mean_changes(contexts, cells[first], draws, error),
+        outputs.CALIBRATION_FILE: drawn,
+    }
+    outputs.write_all(output, found, summaries, settings, pictured)
     exports.write_exports(output, export, contexts, cells, keys, echo)
     told = calibration.lines(drawn, error) if len(drawn) else []
     for line in [*table(summary), *_verdicts(summary, list(cells)), *told, *notes(settings)]:

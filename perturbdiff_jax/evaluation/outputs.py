@@ -13,8 +13,11 @@ from collections.abc import Callable, Mapping
 import pandas as pd
 
 from perturbdiff_jax.evaluation import celleval
+from perturbdiff_jax.evaluation.calibration import COLUMNS as CALIBRATION_COLUMNS
+from perturbdiff_jax.evaluation.mean_changes import COLUMNS as CHANGE_COLUMNS
 from perturbdiff_jax.evaluation.metrics import METRICS
 from perturbdiff_jax.evaluation.model_rows import ModelRows
+from perturbdiff_jax.evaluation.neighbourhood import UMAP_COLUMNS
 from perturbdiff_jax.evaluation.projection import PCA_COLUMNS
 from perturbdiff_jax.evaluation.scoring import DE_COLUMNS
 
@@ -24,7 +27,16 @@ SUMMARY_FILE = "summary.json"
 POOLED_FILE = "metrics_pooled.csv"
 DE_FILE = "de.csv.gz"
 PCA_FILE = "pca.csv"
+UMAP_FILE = "umap.csv"
+CHANGES_FILE = "mean_changes.csv.gz"
 CALIBRATION_FILE = "calibration.csv"
+_TABLES = {
+    DE_FILE: DE_COLUMNS,
+    PCA_FILE: PCA_COLUMNS,
+    UMAP_FILE: UMAP_COLUMNS,
+    CHANGES_FILE: CHANGE_COLUMNS,
+    CALIBRATION_FILE: CALIBRATION_COLUMNS,
+}
 
 
 def package_versions() -> dict[str, str | None]:
@@ -56,15 +68,15 @@ def write_all(
     found: ModelRows,
     summaries: Mapping[str, object],
     settings: dict,
-    plane: pd.DataFrame,
-    drawn: pd.DataFrame,
+    tables: Mapping[str, pd.DataFrame | None],
 ) -> None:
-    """Writes metrics.csv, metrics_all.csv, summary.json, pca.csv and, where they exist, the other tables.
+    """Writes metrics.csv, metrics_all.csv, summary.json and, where they exist, the other tables.
 
     metrics.csv has the rows of the predictions, with a column `model` when they are several; metrics_all.csv those of
-    all models; metrics_pooled.csv those over all cell types together; de.csv.gz the first prediction's genes;
-    calibration.csv what several draws of it (`drawn`) know of their spread. `summaries` go into summary.json beside
-    `settings`, whose "predictions" name the predictions.
+    all models; metrics_pooled.csv those over all cell types together; de.csv.gz the first prediction's genes. `tables`
+    by the name of their file, about the first prediction: PCA_FILE, UMAP_FILE, CHANGES_FILE, CALIBRATION_FILE; None or
+    without rows is no file. `summaries` go into summary.json beside `settings`, whose "predictions" name the
+    predictions.
     """
     output.mkdir(parents=True, exist_ok=True)
     names = list(settings["predictions"])
@@ -75,19 +87,15 @@ def write_all(
     writers: dict[str, Callable[[pathlib.Path], object]] = {
         METRICS_FILE: lambda path: ours.to_csv(path, index=False),
         ALL_METRICS_FILE: lambda path: found.rows.to_csv(path, index=False),
-        PCA_FILE: lambda path: plane[list(PCA_COLUMNS)].to_csv(path, index=False, float_format="%.6g"),
         SUMMARY_FILE: lambda path: path.write_text(text),
     }
-    if found.changes is not None:
-        # mtime 0: the same numbers make the same bytes.
-        writers[DE_FILE] = lambda path: found.changes[list(DE_COLUMNS)].to_csv(
-            path, index=False, float_format="%.6g", compression={"method": "gzip", "mtime": 0}
-        )
+    for name, columns in _TABLES.items():
+        table = found.changes if name == DE_FILE else tables.get(name)
+        if table is not None and len(table):
+            writers[name] = lambda path, table=table[list(columns)]: _write_table(table, path)
     if found.pooled is not None:
         pooled = found.pooled[["model", "perturbation", *METRICS]]
         writers[POOLED_FILE] = lambda path: pooled.to_csv(path, index=False)
-    if len(drawn):
-        writers[CALIBRATION_FILE] = lambda path: drawn.to_csv(path, index=False, float_format="%.6g")
     temporary = {name: output / f".{name}.{os.getpid()}.tmp" for name in writers}
     try:
         for name, write in writers.items():
@@ -97,5 +105,11 @@ def write_all(
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
-    for name in {DE_FILE, POOLED_FILE, CALIBRATION_FILE} - set(writers):
+    for name in {*_TABLES, POOLED_FILE} - set(writers):
         (output / name).unlink(missing_ok=True)
+
+
+def _write_table(table: pd.DataFrame, path: pathlib.Path) -> None:
+    # mtime 0: the same numbers make the same bytes. The temporary name does not end like the file's.
+    packed = {"method": "gzip", "mtime": 0} if ".csv.gz." in path.name else None
+    table.to_csv(path, index=False, float_format="%.6g", compression=packed)

@@ -11,7 +11,7 @@ from perturbdiff_jax.evaluation import celleval, outputs
 from perturbdiff_jax.evaluation.contexts import Context, as_cells
 from perturbdiff_jax.evaluation.evaluate import evaluate
 from perturbdiff_jax.evaluation.metrics import DE_METRICS, MEAN_METRICS, METRICS, energy, r2
-from perturbdiff_jax.evaluation.projection import principal_plane, project
+from perturbdiff_jax.evaluation.projection import principal_axes, project, sample
 
 needs_celleval = pytest.mark.skipif(
     not celleval.installed(), reason="cell-eval (extra [eval]) is not installed"
@@ -56,6 +56,7 @@ def test_files_columns_and_models(whole):
     found, output, _ = whole
     assert sorted(path.name for path in output.iterdir()) == [
         "de.csv.gz",
+        "mean_changes.csv.gz",
         "metrics.csv",
         "metrics_all.csv",
         "pca.csv",
@@ -228,15 +229,17 @@ def test_a_prepared_store_serves_as_real_cells_and_as_training(tmp_path, monkeyp
 
 def test_the_plane_is_fitted_on_real_and_control_cells():
     log = lognorm(screen()).X.toarray().astype(np.float64)
-    mean, axes = principal_plane(log)
+    mean, axes = principal_axes(log, 2)
     wanted = np.linalg.svd(log - log.mean(axis=0), full_matrices=False)[2][:2]
     np.testing.assert_allclose(np.abs(axes @ wanted.T), np.eye(2), atol=1e-6)
     np.testing.assert_allclose(mean, log.mean(axis=0))
     parts = {"control": as_cells(log[:40]), "real": as_cells(log[40:65])}
     context = Context("A", tuple(GENES), {"x": parts["control"]}, {("x", "P1"): parts["real"]})
     rng = np.random.default_rng
-    near = project([context], {"A": {"P1": as_cells(log[40:65])}}, "control", rng(0))
-    far = project([context], {"A": {"P1": as_cells(log[40:65] + 50.0)}}, "control", rng(0))
+    near, far = (
+        project(sample([context], {"A": {"P1": as_cells(log[40:65] + moved)}}, "control", rng(0)))
+        for moved in (0.0, 50.0)
+    )
     keep = near["kind"] != "predicted"
     pd.testing.assert_frame_equal(near[keep], far[keep])
     assert not np.allclose(near.loc[~keep, "pc1"], far.loc[~keep, "pc1"])

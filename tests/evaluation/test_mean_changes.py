@@ -1,0 +1,80 @@
+"""The table of mean changes: against loops over cells, bounded, with an interval where there are several draws."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from scipy import stats
+from toy_cells import GENES, KEYS, evaluated, lognorm, prediction, screen
+
+from perturbdiff_jax.evaluation import celleval, mean_changes
+from perturbdiff_jax.evaluation.contexts import Context, as_cells
+
+
+@pytest.fixture(autouse=True)
+def no_cell_eval(monkeypatch):
+    """What is tested here depends on no differential expression, which takes seconds."""
+    monkeypatch.setattr(celleval, "installed", lambda: False)
+
+
+def mean_rows(adata, **wanted):
+    """Mean over the cells with these labels, cell after cell."""
+    rows = np.ones(adata.n_obs, dtype=bool)
+    for field, label in wanted.items():
+        rows &= (adata.obs[KEYS[field]] == label).to_numpy()
+    total = np.zeros(adata.n_vars)
+    for row in np.flatnonzero(rows):
+        total += adata.X[row].toarray().ravel()
+    return total / rows.sum()
+
+
+def test_changes_of_a_small_screen_are_those_of_a_loop(tmp_path):
+    raw = screen()
+    pred, real = prediction(raw), lognorm(raw)
+    evaluated(tmp_path, pred)
+    table = pd.read_csv(tmp_path / "mean_changes.csv.gz")
+    assert tuple(table.columns) == mean_changes.COLUMNS
+    assert len(table) == 6 * len(GENES) and table[["low", "high"]].isna().all(axis=None)
+    for (cell_type, name), part in table.groupby(["cell_type", "perturbation"]):
+        control = mean_rows(real, cell_type=cell_type, batch="y", perturbation="control")
+        for column, cells in (("real_change", real), ("pred_change", pred)):
+            change = mean_rows(cells, cell_type=cell_type, batch="y", perturbation=name) - control
+            wanted = dict(zip(GENES, change))
+            np.testing.assert_allclose(part[column], [wanted[g] for g in part["gene"]], rtol=1e-4, atol=1e-6)
+        assert (np.diff(part["real_change"].abs()) <= 1e-9).all()
+
+
+def test_several_draws_have_an_interval(tmp_path):
+    raw = screen()
+    parts = [prediction(raw, seed=1 + k) for k in range(3)]
+    for k, part in enumerate(parts):
+        part.obs["draw"] = np.int64(k)
+        part.obs_names = [f"draw{k}-{name}" for name in part.obs_names]
+    joined = anndata.concat(parts)
+    joined.uns = parts[0].uns
+    evaluated(tmp_path, joined)
+    table = pd.read_csv(tmp_path / "mean_changes.csv.gz").set_index(["cell_type", "perturbation", "gene"])
+    where = {"cell_type": "A", "batch": "y", "perturbation": "P2"}
+    control = mean_rows(lognorm(raw), **(where | {"perturbation": "control"}))
+    changes = np.stack([mean_rows(part, **where) - control for part in parts])[:, GENES.index("g8")]
+    half = stats.t.ppf(0.9, 2) * changes.std(ddof=1) * np.sqrt(4 / 3)
+    row = table.loc[("A", "P2", "g8")]
+    assert row["low"] == pytest.approx(changes.mean() - half, rel=1e-3)
+    assert row["high"] == pytest.approx(changes.mean() + half, rel=1e-3)
+
+
+def test_a_large_screen_keeps_the_largest_changes_of_both_sides(monkeypatch):
+    rng = np.random.default_rng(0)
+    genes = tuple(f"g{i}" for i in range(300))
+    cells = {name: as_cells(sp.csr_matrix(rng.random((4, 300)))) for name in ("control", "real", "pred")}
+    context = Context("A", genes, {"x": cells["control"]}, {("x", "P"): cells["real"]})
+    predicted = {"A": {("x", "P"): cells["pred"]}}
+    assert len(mean_changes.mean_changes([context], predicted, {})) == 300
+    monkeypatch.setattr(mean_changes, "WHOLE", 299)
+    table = mean_changes.mean_changes([context], predicted, {})
+    control, real, pred = (cells[name].toarray().mean(axis=0) for name in ("control", "real", "pred"))
+    wanted = set()
+    for change in (real - control, pred - control):
+        wanted |= {f"g{i}" for i in sorted(range(300), key=lambda i: -abs(change[i]))[:50]}
+    assert set(table["gene"]) == wanted and len(table) == len(wanted) < 100
