@@ -10,7 +10,14 @@ import sys
 import numpy as np
 import pandas as pd
 
-NASTY = ("<b>&'\"</b>", "[('DMSO_TF', 0.0, 'uM')]", "a$b$_{c}", "NA", "1.0")
+NASTY = (
+    "</script><script>alert(1)</script>\"'&é",
+    "<b>&'\"</b>",
+    "[('DMSO_TF', 0.0, 'uM')]",
+    "a$b$_{c}",
+    "NA",
+    "1.0",
+)
 BASELINES = (
     "mean per perturbation",
     "mean per cell type",
@@ -64,6 +71,7 @@ def write_run(
     )
     _scores(path, conditions, ("perturbdiff", *baselines, "ceiling"), rng, missing)
     _cells(path, conditions, rng, cells)
+    _changes(path, conditions, rng, genes)
     _genes(path, conditions, rng, genes)
     _draws(path, conditions, rng)
     _log(path, rng, steps)
@@ -91,10 +99,13 @@ def _scores(path, conditions, models, rng, missing):
     every = pd.concat(tables)
     every[["model", *every.columns.drop("model")]].to_csv(path / "metrics_all.csv", index=False)
     tables[0].drop(columns="model").to_csv(path / "metrics.csv", index=False)
+    pooled = every.drop_duplicates(["model", "perturbation"]).drop(columns="cell_type")
+    pooled.to_csv(path / "metrics_pooled.csv", index=False)
     record = {
         "versions": {"cell-eval": "0.8.2", "pdex": "0.3.0"},
         "settings": {"seed": 0, "resamples": 2000, "controls": "real control cells on both sides"},
         "models": summary,
+        "pooled": summary,
     }
     (path / "summary.json").write_text(json.dumps(record))
 
@@ -120,8 +131,25 @@ def _cells(path, conditions, rng, cells):
         corner = np.array([4.0 * (len(cell_type) % 3), 2.0 * np.sin(len(cell_type))])
         points = corner + rng.normal(size=(4 * cells, 2)) * [0.8, 0.6]
         rows += [(cell_type, "control", "control", *point) for point in points]
-    columns = ["cell_type", "perturbation", "kind", "pc1", "pc2"]
-    pd.DataFrame(rows, columns=columns).to_csv(path / "pca.csv", index=False)
+    keys = ["cell_type", "perturbation", "kind"]
+    for name in ("pc", "umap"):
+        table = pd.DataFrame(rows, columns=[*keys, f"{name}1", f"{name}2"])
+        table.to_csv(path / ("pca.csv" if name == "pc" else "umap.csv"), index=False)
+
+
+def _changes(path, conditions, rng, genes):
+    parts = []
+    for cell_type, perturbation in conditions.itertuples(index=False):
+        real = np.round(rng.normal(size=genes), 4)
+        pred = np.round(0.7 * real + 0.3 * rng.normal(size=genes), 4)
+        names = {
+            "cell_type": cell_type,
+            "perturbation": perturbation,
+            "gene": [f"GENE{i}" for i in range(genes)],
+        }
+        columns = {"real_change": real, "pred_change": pred, "low": pred - 0.25, "high": pred + 0.25}
+        parts.append(pd.DataFrame({**names, **columns}))
+    pd.concat(parts).to_csv(path / "mean_changes.csv.gz", index=False)
 
 
 def _draws(path, conditions, rng):

@@ -24,6 +24,7 @@ SECTIONS = (
     "conditions",
     "cells",
     "genes",
+    "lookup",
     "uncertainty",
     "rows",
 )
@@ -53,6 +54,7 @@ def test_every_section_is_there_and_is_linked(full):
 def test_nothing_leaves_the_page(full, workdir):
     assert all(link.startswith(("#", "data:")) for link in full.links)
     text = (workdir / "report.html").read_text(encoding="utf-8")
+    text = re.sub(r"data:image/png;base64,[\w+/=]+", "", text)
     assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", text)
     policy = [a["content"] for _, a in full.tags if a.get("http-equiv") == "Content-Security-Policy"]
     assert policy and policy[0].startswith("default-src 'none'")
@@ -79,10 +81,10 @@ def test_user_text_is_escaped_and_complete(full, workdir):
 def test_every_figure_has_a_text_and_every_column_a_button(full):
     figures_there = sum(tag == "figure" for tag, _ in full.tags)
     images = [a for tag, a in full.tags if tag == "div" and a.get("role") == "img"]
-    assert figures_there == len(images) == 3 + 1 + 4 + 3 + 4 + 4 + 2
+    assert figures_there == len(images) == 3 + 1 + 4 + 3 + 4 + 4 + 4 + 2
     assert all(len(a["aria-label"]) > 20 for a in images)
     assert sum(tag == "th" and a.get("scope") == "col" for tag, a in full.tags) == sum(
-        tag == "button" for tag, _ in full.tags
+        tag == "button" and a.get("role") != "tab" for tag, a in full.tags
     )
 
 
@@ -130,7 +132,7 @@ def test_an_empty_table_is_a_sentence(tmp_path, no_pictures, content):
 def test_without_baselines(tmp_path):
     run = write_run(tmp_path, baselines=(), perturbations=("A", "B", "C"), genes=10, cells=4)
     words = read(write_report(run)).words()
-    assert words.count("--baselines STORE") == 3  # verdict, metrics, scatter
+    assert words.count("--baselines STORE") == 3  # verdict, metrics, conditions
     assert "A radar needs three models" in words
     assert "There are no baselines to compare with" in words and "no baseline to compare with" in words
 
@@ -150,7 +152,12 @@ def test_all_models_at_the_best_are_bold(tmp_path, no_pictures):
     entry = {"energy": {"mean": 0.5, "low": 0.4, "high": 0.6, "count": 2}}
     models = dict.fromkeys(("perturbdiff", "ridge", "control"), entry)
     (run / "summary.json").write_text(json.dumps({"models": models}))
-    assert write_report(run).read_text().count('class="best"') == 3
+    assert (
+        re.search(r'<table id="models".*?</table>', write_report(run).read_text())
+        .group()
+        .count('class="best"')
+        == 3
+    )
 
 
 def test_null_and_strange_summaries(tmp_path, no_pictures):
@@ -172,7 +179,7 @@ def test_without_matplotlib_the_tables_remain(workdir, tmp_path, no_pictures):
     page = read(write_report(workdir, tmp_path / "a" / "b.html"))
     assert "matplotlib is not installed" in page.words() and "perturbdiff_jax[eval]" in page.words()
     assert not [tag for tag, _ in page.tags if tag == "figure"]
-    assert sum(tag == "table" for tag, _ in page.tags) == 5
+    assert sum(tag == "table" for tag, _ in page.tags) == 7
 
 
 def test_a_long_table_is_cut_and_says_so(tmp_path, no_pictures, monkeypatch):
@@ -182,8 +189,8 @@ def test_a_long_table_is_cut_and_says_so(tmp_path, no_pictures, monkeypatch):
         monkeypatch.setattr(module, "MOST_ROWS", 3)
     run = write_run(tmp_path, genes=3, cells=2)
     page = read(write_report(run))
-    assert "Shown are the first 3 conditions; all 16 are in metrics.csv" in page.words()
-    assert "3 of 16 conditions" in page.words()
+    assert "Shown are the first 3 conditions; all 18 are in metrics.csv" in page.words()
+    assert "3 of 18 conditions" in page.words()
 
 
 def test_wrong_requests(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from perturbdiff_jax.evaluation.page import cell_figures, facts, figures, glossary, run_files, verdict
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from fake_run import BASELINES, write_run
+from fake_run import write_run
 
 
 @pytest.fixture(scope="module")
@@ -63,27 +63,6 @@ def test_verdict_words(ours, rival, words):
     assert words in said[0] and "best baseline" in said[0]
     assert "ceiling 0.0050" in said[-1]
     assert verdict.standing(models, "energy").rival == "ridge"
-
-
-def test_win_rates_against_a_loop(workdir):
-    results = run_files.read_results(workdir)
-    table = results.metrics_all
-    for row in verdict.win_rates(table, results.models).itertuples():
-        sign = glossary.metric(row.metric).better
-        means = {m: sign * results.models[m][row.metric]["mean"] for m in BASELINES}
-        assert row.rival == max(means, key=means.get)
-        score = {
-            (r["model"], r["cell_type"], r["perturbation"]): r[row.metric] for r in table.to_dict("records")
-        }
-        wins = ties = losses = 0
-        for (model, *condition), value in score.items():
-            other = score.get((row.rival, *condition))
-            if model == "perturbdiff" and not math.isnan(value) and not math.isnan(other):
-                wins += sign * value > sign * other
-                ties += value == other
-                losses += sign * value < sign * other
-        assert (row.wins, row.ties, row.losses) == (wins, ties, losses)
-        assert row.rate == pytest.approx((wins + ties / 2) / row.conditions)
 
 
 def test_recovery_against_a_loop(workdir):

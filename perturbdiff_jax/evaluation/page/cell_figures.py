@@ -1,4 +1,4 @@
-"""The figures of cells and genes: populations in one PCA, and recovery of differential expression.
+"""The figures of cells and genes: populations in one plane, and recovery of differential expression.
 
 Small multiples of the same few conditions: the best, the median and the worst by energy distance.
 """
@@ -10,6 +10,8 @@ from perturbdiff_jax.evaluation.page.drawing import DENSE, INK, Panel, canvas, t
 from perturbdiff_jax.evaluation.page.glossary import KIND_STYLE, SIGNIFICANT
 from perturbdiff_jax.evaluation.page.verdict import figure as number
 
+PCA = ("pc1", "pc2", "PC", "the first two principal components", "pca")  # columns, axis, words, prefix of ids
+UMAP = ("umap1", "umap2", "UMAP", "a UMAP", "umap")
 _CAP = 50.0  # -log10 of an adjusted p; beyond it the test has no more to say and one gene would set the scale
 _GROUPS = {  # Okabe-Ito again; "neither" is most genes and stays in the background
     "both": "#0067a5",
@@ -43,18 +45,18 @@ def chosen_conditions(metrics: pd.DataFrame | None, drawn: pd.DataFrame) -> list
     return [(*row, "") for row in there.head(3).itertuples(index=False)]
 
 
-def cells(pca: pd.DataFrame, metrics: pd.DataFrame | None) -> list[Panel]:
-    """All cells in one PCA, then the chosen conditions: predicted and real cells over their controls."""
-    treated = pca[pca["kind"] != "control"]
+def cells(table: pd.DataFrame, metrics: pd.DataFrame | None, plane: tuple[str, ...]) -> list[Panel]:
+    """All cells of `table` in one plane (PCA or UMAP), then the chosen conditions over their controls."""
+    treated = table[table["kind"] != "control"]
     if treated.empty:
         return []
-    panels = [_cloud(pca, pca, "All conditions", f"{len(pca):,} cells drawn", "pca-all")]
+    panels = [_cloud(table, table, "All conditions", f"{len(table):,} cells drawn", plane, "all")]
     for place, (cell_type, perturbation, why) in enumerate(chosen_conditions(metrics, treated)):
         mine = treated[(treated["cell_type"] == cell_type) & (treated["perturbation"] == perturbation)]
-        control = pca[(pca["kind"] == "control") & (pca["cell_type"] == cell_type)]
+        control = table[(table["kind"] == "control") & (table["cell_type"] == cell_type)]
         title = condition_names_of(treated, cell_type, perturbation)
-        frame = pca[pca["cell_type"] == cell_type]  # the same axes for conditions of one cell type
-        panels.append(_cloud(pd.concat([control, mine]), frame, title, why, f"pca-{place}"))
+        frame = table[table["cell_type"] == cell_type]  # the same axes for conditions of one cell type
+        panels.append(_cloud(pd.concat([control, mine]), frame, title, why, plane, place))
     return panels
 
 
@@ -63,23 +65,22 @@ def condition_names_of(table: pd.DataFrame, cell_type: str, perturbation: str) -
     return perturbation if table["cell_type"].nunique() <= 1 else f"{perturbation}, {cell_type}"
 
 
-def _cloud(table, frame, title, why, prefix) -> Panel:
+def _cloud(table, frame, title, why, plane, place) -> Panel:
+    x, y, axis, words, prefix = plane
     with canvas((3.2, 2.8)) as (figure, axes):
         for kind, color in KIND_STYLE.items():
             part = table[table["kind"] == kind]
-            points = axes.scatter(part["pc1"], part["pc2"], s=7, c=color, lw=0, alpha=0.5)
+            points = axes.scatter(part[x], part[y], s=7, c=color, lw=0, alpha=0.5)
             points.set_rasterized(len(table) > DENSE // 3)
             if kind != "control" and table is not frame and len(part):
-                axes.plot(
-                    *part[["pc1", "pc2"]].mean(), "o", ms=9, color=color, mec="white", mew=1.4, zorder=5
-                )
-        axes.set(xlabel="PC 1", ylabel="PC 2", xlim=_limits(frame["pc1"]), ylim=_limits(frame["pc2"]))
+                axes.plot(*part[[x, y]].mean(), "o", ms=9, color=color, mec="white", mew=1.4, zorder=5)
+        axes.set(xlabel=f"{axis} 1", ylabel=f"{axis} 2", xlim=_limits(frame[x]), ylim=_limits(frame[y]))
         axes.set_xticklabels([])
         axes.set_yticklabels([])
-        svg = to_svg(figure, prefix)
+        svg = to_svg(figure, f"{prefix}-{place}")
     counts = ", ".join(f"{int((table['kind'] == kind).sum())} {kind}" for kind in KIND_STYLE)
-    means = table.groupby("kind")[["pc1", "pc2"]].mean()
-    alt = f"{title}: cells in the first two principal components ({counts})."
+    means = table.groupby("kind")[[x, y]].mean()
+    alt = f"{title}: cells in {words} ({counts})."
     if {"predicted", "real", "control"} <= set(means.index):
         gap = np.linalg.norm(means.loc["predicted"] - means.loc["real"])
         shift = np.linalg.norm(means.loc["control"] - means.loc["real"])

@@ -108,7 +108,13 @@ def to_svg(figure, prefix: str, tips: dict[str, list[str]] | None = None) -> str
     svg = svg.replace("url(#", f"url(#{prefix}-")
     svg = re.sub(r"(font(?:-family)?: [^;\"]*?)(?:'[^'\"]*'(?:, )?)+(?:, )?[\w\-, ]*", r"\1inherit", svg)
     svg = re.sub(r"font: ([^;\"]*?)inherit", _long_font, svg)
+    svg = re.sub(r"((?:fill|stroke): )(#[0-9a-f]{6})\b", lambda m: m.group(1) + themed(m.group(2)), svg)
     return re.sub(r">\s+<", "><", svg)
+
+
+def themed(color: str) -> str:
+    """CSS of a colour "#rrggbb" for the light page that theme.css may replace on a dark one."""
+    return f"var(--c{color[1:]},{color})"
 
 
 def _long_font(match) -> str:

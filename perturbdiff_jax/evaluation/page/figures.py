@@ -9,10 +9,11 @@ import re
 import numpy as np
 import pandas as pd
 
-from perturbdiff_jax.evaluation.page import glossary, verdict
+from perturbdiff_jax.evaluation.page import duels, glossary, verdict
 from perturbdiff_jax.evaluation.page.drawing import DENSE, MUTED, Panel, canvas, to_svg
 from perturbdiff_jax.evaluation.page.glossary import CEILING, CONTROL, OURS
 
+LOSS = "#b05a1e"  # points where the rival is better
 _DASH = {"solid": "-", "dashed": (0, (5, 2)), "dotted": (0, (1.2, 1.6)), "dashdot": "-."}
 _LOSS_STYLE = {
     "loss/total": ("#1c2329", "-"),
@@ -179,9 +180,9 @@ def _validation(curve, name) -> Panel:
     return Panel(svg, f"Validation: {known.label}{arrow}", alt, note)
 
 
-def scatter(table: pd.DataFrame, metric: str, rival: str) -> Panel | None:
-    """One point per condition: ours (up) against the best baseline (right), with the win rate."""
-    pairs = verdict.paired(table, metric, rival)
+def scatter(scores: duels.Scores, metric: str, rival: str) -> Panel | None:
+    """One point per condition: ours (up) against a rival (right), with the win rate."""
+    pairs = scores.paired(metric, glossary.ours(), rival)
     if pairs.empty:
         return None
     known, color = glossary.metric(metric), glossary.style(glossary.ours())[0]
@@ -195,20 +196,16 @@ def scatter(table: pd.DataFrame, metric: str, rival: str) -> Panel | None:
         side = [high, high] if known.better > 0 else [low, low]
         axes.fill_between([low, high], [low, high], side, color=color, alpha=0.06, lw=0)
         points = axes.scatter(
-            x, y, s=22, c=[color if g > 0 else "#b05a1e" if g < 0 else MUTED for g in gain], alpha=0.75, lw=0
+            x, y, s=22, c=[color if g > 0 else LOSS if g < 0 else MUTED for g in gain], alpha=0.75, lw=0
         )
         points.set_gid("points")
         points.set_rasterized(len(x) > DENSE // 2)
         axes.set(xlim=(low, high), ylim=(low, high), xlabel=rival, ylabel=glossary.ours(), box_aspect=1)
         axes.locator_params(nbins=5)
         names = condition_names(pairs)
-        tips = [
-            f"{name}: {verdict.figure(b)}, baseline {verdict.figure(a)}" for name, a, b in zip(names, x, y)
-        ]
+        tips = [f"{name}: {verdict.figure(b)}, rival {verdict.figure(a)}" for name, a, b in zip(names, x, y)]
         svg = to_svg(figure, f"sc-{metric}", {"points": tips} if len(x) <= DENSE // 2 else None)
-    wins, ties = int((gain > 0).sum()), int((gain == 0).sum())
-    note = f"better on {wins} of {len(x)} conditions ({100 * (wins + ties / 2) / len(x):.0f} % win rate"
-    note += f", {ties} ties counted half)" if ties else ")"
+    note = scores.duel(metric, glossary.ours(), rival).words
     arrow = "↑" if known.better > 0 else "↓"
     alt = f"{known.label} per condition, {glossary.ours()} against {rival}: {note}."
     return Panel(svg, f"{known.label} {arrow}", alt, note)

@@ -10,9 +10,11 @@ import math
 import re
 
 from perturbdiff_jax.evaluation.page import glossary
-from perturbdiff_jax.evaluation.page.drawing import Panel
+from perturbdiff_jax.evaluation.page.drawing import Panel, themed
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+STYLES = ("theme.css", "style.css", "parts.css", "print.css")
+SCRIPTS = ("base.js", "tables.js", "tabs.js", "scatter.js", "lookup.js")  # base first: the others use it
 _STROKES = {"solid": "", "dashed": "6 3", "dotted": "2 3", "dashdot": "7 3 2 3"}
 
 
@@ -42,22 +44,24 @@ def escape(value: object) -> str:
 
 def page(title: str, subtitle: str, sections: list[tuple[str, str, str]]) -> str:
     """The whole document from (id, heading, inner HTML) sections."""
-    files = importlib.resources.files(__package__)
     links = "".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in sections)
     body = "\n".join(
-        f'<section id="{name}"><h2>{escape(heading)}</h2>\n{inner}\n</section>'
+        f'<section id="{name}" aria-labelledby="{name}-head"><h2 id="{name}-head">{escape(heading)}</h2>\n'
+        f"{inner}\n</section>"
         for name, heading, inner in sections
     )
+    styles = "\n".join(f"<style>\n{_asset(name)}</style>" for name in STYLES)
+    scripts = "\n".join(f"<script>\n{_asset(name)}</script>" for name in SCRIPTS)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <title>{escape(title)}</title>
 <link rel="icon" href="data:,">
-<style>
-{(files / "style.css").read_text(encoding="utf-8")}</style>
+{styles}
 </head>
 <body>
 <a class="skip" href="#content">Skip to the results</a>
@@ -66,11 +70,14 @@ def page(title: str, subtitle: str, sections: list[tuple[str, str, str]]) -> str
 <main id="content">
 {body}
 </main>
-<script>
-{(files / "tables.js").read_text(encoding="utf-8")}</script>
+{scripts}
 </body>
 </html>
 """
+
+
+def _asset(name: str) -> str:
+    return (importlib.resources.files(__package__) / name).read_text(encoding="utf-8")
 
 
 def paragraph(text: str, kind: str = "") -> str:
@@ -107,11 +114,26 @@ def model_mark(model: str) -> str:
     return f'<span class="mark">{_swatch(*glossary.style(model), False)}<span>{escape(model)}</span></span>'
 
 
+def tabs(name: str, label: str, items: list[tuple[str, str]]) -> str:
+    """Parts (title, inner HTML) of which one is seen at a time; all of them below each other without a script."""
+    buttons = "".join(
+        f'<button type="button" role="tab" id="{name}-tab-{i}" aria-controls="{name}-{i}">{escape(title)}</button>'
+        for i, (title, _) in enumerate(items)
+    )
+    parts = "".join(
+        f'<div class="tab-panel" id="{name}-{i}"><h3>{escape(title)}</h3>{inner}</div>'
+        for i, (title, inner) in enumerate(items)
+    )
+    head = f'<div class="tab-list" role="tablist" aria-label="{escape(label)}" hidden>{buttons}</div>'
+    return f'<div class="tabs">{head}{parts}</div>'
+
+
 def _swatch(color, dash, dots) -> str:
+    color = themed(color)
     if dots:
-        shape = f'<circle cx="6" cy="6" r="5" fill="{color}"/>'
+        shape = f'<circle cx="6" cy="6" r="5" style="fill:{color}"/>'
         return f'<svg class="swatch" width="12" height="12" aria-hidden="true">{shape}</svg>'
-    line = f'<path d="M0 6h26" stroke="{color}" stroke-width="3" stroke-dasharray="{_STROKES[dash]}"/>'
+    line = f'<path d="M0 6h26" style="stroke:{color}" stroke-width="3" stroke-dasharray="{_STROKES[dash]}"/>'
     return f'<svg class="swatch" width="26" height="12" aria-hidden="true">{line}</svg>'
 
 

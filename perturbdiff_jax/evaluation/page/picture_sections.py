@@ -1,10 +1,10 @@
-"""The sections of the report that draw: radar, learning curves, scatter, cells, differential expression.
+"""The sections of the report that draw: radar, learning curves, cells, differential expression.
 
 Same contract as `sections`: (id, heading, inner HTML), and a sentence in place of what cannot be drawn.
 """
 
 from perturbdiff_jax.evaluation.page import cell_figures, drawing, figures, glossary, markup, verdict
-from perturbdiff_jax.evaluation.page.glossary import HEADLINE, KIND_STYLE
+from perturbdiff_jax.evaluation.page.glossary import KIND_STYLE
 from perturbdiff_jax.evaluation.page.markup import Cell, Column
 from perturbdiff_jax.evaluation.page.run_files import Results
 
@@ -62,62 +62,46 @@ def curves_section(results: Results):
     return *heading, markup.paragraph(text) + markup.panels(drawn)
 
 
-def scatter_section(results: Results):
-    """Condition by condition against the best baseline of each metric."""
-    heading = ("conditions", "Against the best baseline")
-    if results.metrics_all is None:
-        return *heading, markup.absent(results.absent["metrics_all"])
-    rates = verdict.win_rates(results.metrics_all, results.models)
-    if rates.empty:
-        return *heading, markup.absent(NO_BASELINES)
-    parts = [
-        markup.paragraph(
-            "One point is one condition; in the shaded half ours is better. Each metric has its own best "
-            "baseline."
-        )
-    ]
-    if drawing.available():
-        chosen = rates[rates["metric"].isin(HEADLINE)]
-        chosen = chosen if len(chosen) else rates.head(3)
-        drawn = [figures.scatter(results.metrics_all, row.metric, row.rival) for row in chosen.itertuples()]
-        parts.append(markup.panels([panel for panel in drawn if panel]))
-    else:
-        parts.append(markup.absent(NO_PICTURES))
-    columns = [Column("Metric", number=False), Column("Best baseline", number=False)]
-    columns += [Column("Win rate", "Share of conditions won, ties counted half"), Column("Wins")]
-    columns += [Column("Ties"), Column("Losses"), Column("Conditions", "Where both have a value")]
-    rows = [
-        [
-            markup.escape(glossary.metric(row.metric).label),
-            markup.model_mark(row.rival),
-            Cell(f"{100 * row.rate:.0f} %", row.rate),
-            *(Cell(f"{n:,}", n) for n in (row.wins, row.ties, row.losses, row.conditions)),
-        ]
-        for row in rates.itertuples()
-    ]
-    table = markup.table(
-        "wins", columns, rows, caption="Conditions won against the best baseline of each metric"
-    )
-    return *heading, "".join([*parts, markup.fold("Win rate on every metric", table)])
-
-
 def cells_section(results: Results):
-    """Predicted, real and control cells in one PCA."""
+    """Predicted, real and control cells in one PCA and in one UMAP."""
     heading = ("cells", "Cells")
     if results.pca is None:
         return *heading, markup.absent(results.absent["pca"])
     if not drawing.available():
-        return *heading, markup.absent(NO_PICTURES)
-    drawn = cell_figures.cells(results.pca, results.metrics)
+        return *heading, markup.absent(NO_PICTURES) + (
+            "" if results.umap is not None else _neighbours(results)
+        )
+    drawn = cell_figures.cells(results.pca, results.metrics, cell_figures.PCA)
     if not drawn:
         return *heading, markup.absent("pca.csv holds control cells only.")
     text = (
-        "All panels share one PCA, fitted on real and control cells, and zoom in on the cell type of the "
-        "condition; large dots are centres. A good prediction lies on the real cells and is as broad. "
-        "Beside all conditions stand the best, the median and the worst one by energy distance."
+        "Panels zoom in on the cell type of the condition; large dots are centres. A good prediction lies on the "
+        "real cells and is as broad. Beside all conditions stand the best, the median and the worst one by energy "
+        "distance."
     )
     legend = markup.legend([(name, color, "solid") for name, color in KIND_STYLE.items()], dots=True)
-    return *heading, markup.paragraph(text) + legend + markup.panels(drawn)
+    pca = (
+        "One PCA, fitted on real and control cells only and then applied to the predicted ones. Distances mean the "
+        "same everywhere, but all that is not in two components is hidden."
+    )
+    tabs = [("PCA", markup.paragraph(pca, "hint") + markup.panels(drawn)), ("UMAP", _neighbours(results))]
+    return *heading, markup.paragraph(text) + legend + markup.tabs("cell-maps", "Map of cells", tabs)
+
+
+def _neighbours(results: Results) -> str:
+    drawn = []
+    if results.umap is not None:
+        drawn = cell_figures.cells(results.umap, results.metrics, cell_figures.UMAP)
+    if not drawn:
+        settings = results.summary.get("settings")
+        why = settings.get("no_umap") if isinstance(settings, dict) else None
+        return markup.absent(str(why or results.absent.get("umap", "umap.csv holds control cells only.")))
+    text = (
+        f"One UMAP of {len(results.umap):,} cells, fitted on real, control and predicted cells together: fitted on "
+        "real cells alone it could place a predicted cell only among real ones. Predicted cells that lie apart "
+        "resemble no real cell; distances between far groups, and sizes of groups, mean little."
+    )
+    return markup.paragraph(text, "hint") + markup.panels(drawn)
 
 
 def genes_section(results: Results):

@@ -11,8 +11,11 @@ import time
 
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.evaluation.page import (
+    conditions,
     glossary,
+    lookup,
     markup,
+    metric_tables,
     picture_sections,
     run_files,
     sections,
@@ -22,12 +25,13 @@ from perturbdiff_jax.evaluation.page import (
 _ORDER = (
     sections.verdict_section,
     sections.run_section,
-    sections.metrics_section,
+    metric_tables.metrics_section,
     picture_sections.radar_section,
     picture_sections.curves_section,
-    picture_sections.scatter_section,
+    conditions.conditions_section,
     picture_sections.cells_section,
     picture_sections.genes_section,
+    lookup.lookup_section,
     uncertainty.uncertainty_section,
     sections.rows_section,
 )
@@ -37,8 +41,9 @@ def write_report(workdir: str | os.PathLike, output: str | os.PathLike | None = 
     """Writes the report of a run (or of an evaluation alone) as one HTML file and returns its path.
 
     The page holds run facts, a verdict in words, the metric table with intervals, radar, learning curves,
-    conditions against the best baseline, cells in one PCA, recovery of differential expression, the spread of
-    draws and a searchable table. Figures need matplotlib (the extra `[eval]`); without it the tables are still there.
+    conditions against any other model, cells in one PCA and one UMAP, recovery of differential expression, genes and
+    perturbations to look up, the spread of draws and a searchable table.
+    Figures need matplotlib (the extra `[eval]`); without it the tables are still there.
 
     Args:
       workdir: directory with any of `run_files.FILES`.

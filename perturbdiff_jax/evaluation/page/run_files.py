@@ -18,6 +18,9 @@ _TABLES = {
     "metrics_all": ("metrics_all.csv", ("model", "perturbation")),
     "de": ("de.csv.gz", ("perturbation", "gene", "real_padj", "pred_padj")),
     "pca": ("pca.csv", ("perturbation", "kind", "pc1", "pc2")),
+    "umap": ("umap.csv", ("perturbation", "kind", "umap1", "umap2")),
+    "changes": ("mean_changes.csv.gz", ("perturbation", "gene", "real_change", "pred_change")),
+    "pooled": ("metrics_pooled.csv", ("model", "perturbation")),
     "calibration": ("calibration.csv", ("perturbation", "coverage_80", "energy_between_draws")),
 }
 _RECORDS = {"config": "config.json", "run": "run.json", "summary": "summary.json"}
@@ -32,6 +35,10 @@ _WHY = {
     "de": "Differential expression is not shown: {file} is not there. It needs cell-eval: install the extra "
     "`perturbdiff_jax[eval]` and run `perturbdiff evaluate` again.",
     "pca": "Cells are not drawn: {file} is not there (written by `perturbdiff evaluate`).",
+    "umap": "UMAP is not drawn: {file} is not there (written by `perturbdiff evaluate`).",
+    "changes": "Genes cannot be looked up: {file} is not there (written by `perturbdiff evaluate`).",
+    "pooled": "Scores over all cell types together are not shown: {file} is not there "
+    "(written by `perturbdiff evaluate --pooled`).",
     "calibration": "Uncertainty is not judged: {file} is not there, because each condition was predicted once. Predict "
     "with `--draws 8` and evaluate again to see whether the spread between draws is that of real batches.",
 }
@@ -52,6 +59,9 @@ class Results:
     metrics_all: pd.DataFrame | None = None  # the same with `model`
     de: pd.DataFrame | None = None
     pca: pd.DataFrame | None = None
+    umap: pd.DataFrame | None = None
+    changes: pd.DataFrame | None = None  # mean changes by condition and gene, of the first prediction
+    pooled: pd.DataFrame | None = None  # rows over all cell types together, with `model`
     calibration: pd.DataFrame | None = None  # one row per condition that several draws predict
     absent: dict[str, str] = dataclasses.field(default_factory=dict)  # part -> sentence saying why
     notes: list[str] = dataclasses.field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The sections of the report that tell in words and tables: verdict, run, metrics, every condition.
+"""The sections of the report that tell in words and tables: verdict, run, every condition.
 
 Each function goes from the results to (id, heading, inner HTML). A part whose file or library is missing is
 one sentence that says why; nothing here raises for it.
@@ -6,10 +6,11 @@ one sentence that says why; nothing here raises for it.
 
 import math
 
-from perturbdiff_jax.evaluation.page import drawing, facts, figures, glossary, markup, verdict
+from perturbdiff_jax.evaluation.page import facts, glossary, markup, verdict
 from perturbdiff_jax.evaluation.page.glossary import CEILING, HEADLINE
-from perturbdiff_jax.evaluation.page.markup import Cell, Column
-from perturbdiff_jax.evaluation.page.picture_sections import MOST_ROWS, NO_BASELINES, NO_PICTURES
+from perturbdiff_jax.evaluation.page.markup import Column
+from perturbdiff_jax.evaluation.page.metric_tables import score_cell
+from perturbdiff_jax.evaluation.page.picture_sections import MOST_ROWS
 from perturbdiff_jax.evaluation.page.run_files import Results
 
 _KEYS = ["cell_type", "perturbation"]
@@ -44,91 +45,9 @@ def _tile(item) -> str:
     return (
         f'<div class="tile"><h3 title="{markup.escape(known.meaning)}">{markup.escape(known.label)} {arrow}</h3>'
         f'<div class="value">{verdict.figure(item.ours[0])}'
-        f"<small>{markup.escape(_interval(item.ours))}</small></div>"
+        f"<small>{markup.escape(verdict.interval_words(item.ours))}</small></div>"
         f'<ul>{rows}</ul><span class="chip {kind}">{markup.escape(item.phrase)}</span></div>'
     )
-
-
-def metrics_section(results: Results):
-    """Models by metrics with intervals, the ceiling apart, and the meaning of every metric."""
-    heading, models = ("metrics", "Metrics"), results.models
-    if "summary" in results.absent or not models:
-        return *heading, markup.absent(results.absent.get("summary", "summary.json names no model."))
-    names = glossary.order_metrics(name for rows in models.values() for name in rows)
-    empty = [n for n in names if all(math.isnan(verdict.entry(models, model, n)[0]) for model in models)]
-    names = [name for name in names if name not in empty]
-    rivals = [name for name in glossary.predictions() if name in models]
-    rivals += verdict.baselines(models)
-    best = {name: verdict.best(models, name, rivals) for name in names}
-    tops = {name: verdict.entry(models, model, name)[0] for name, model in best.items() if model}
-    columns = [Column("Model", "Click a column head to sort.", number=False)]
-    columns += [Column(m.label, m.meaning, m.better) for m in map(glossary.metric, names)]
-    rows = [_model_row(models, model, names, tops) for model in rivals]
-    foot = [_model_row(models, CEILING, names, {})] if CEILING in models else []
-    parts = [
-        markup.paragraph("Bold is the best model of each column; below the value stands its 95 % interval."),
-        markup.table(
-            "models",
-            columns,
-            rows,
-            foot=foot,
-            strong=0,
-            caption="Mean over conditions, missing values left out. The ceiling scores one half of the real "
-            "cells against the other and takes no part in the ranking.",
-        ),
-    ]
-    if not verdict.baselines(models):
-        parts.append(markup.absent(NO_BASELINES))
-    partial = [name for name in names if _uncounted(results, name)]
-    if partial:
-        labels = ", ".join(
-            f"{glossary.metric(n).label} ({verdict.count(models, glossary.ours(), n)})" for n in partial
-        )
-        total = len(results.metrics)
-        parts.append(markup.paragraph(f"Defined for fewer than all {total} conditions: {labels}.", "hint"))
-    if empty:
-        labels = ", ".join(glossary.metric(name).label for name in empty)
-        parts.append(markup.paragraph(f"Without a value for any model, and left out: {labels}.", "hint"))
-    parts += [markup.paragraph(text, "hint") for text in _remarks(results.summary.get("settings"))]
-    arrows = {1: " ↑", -1: " ↓", 0: ""}
-    meanings = [(m.label + arrows[m.better], m.meaning) for m in map(glossary.metric, names)]
-    parts.append(markup.fold("What each metric means", markup.definitions(meanings, "meaning")))
-    if drawing.available():
-        drawn = [panel for name in HEADLINE if (panel := figures.intervals(models, name))]
-        parts += ["<h3>Headline metrics with their intervals</h3>", markup.panels(drawn)] if drawn else []
-    else:
-        parts.append(markup.absent(NO_PICTURES))
-    return *heading, "".join(parts)
-
-
-def _uncounted(results, name) -> bool:
-    have = verdict.count(results.models, glossary.ours(), name)
-    if name == "de_spearman_sig":  # one value per cell type: counted by cell types
-        return False
-    return results.metrics is not None and have is not None and have < len(results.metrics)
-
-
-def _remarks(settings) -> list[str]:
-    """What the evaluation noted about itself: problems, and baselines without a row for some conditions."""
-    if not isinstance(settings, dict):
-        return []
-    problems, undefined = settings.get("problems") or [], settings.get("undefined_rows") or {}
-    problems = problems if isinstance(problems, list) else [problems]
-    remarks = [facts.show(problem) for problem in problems]
-    if isinstance(undefined, dict) and undefined:
-        remarks.append(
-            f"Conditions that a baseline cannot predict, left out of its mean: {facts.show(undefined)}."
-        )
-    return remarks
-
-
-def _model_row(models, model, names, tops) -> list:
-    cells = []
-    for name in names:
-        found = verdict.entry(models, model, name)
-        small = "" if math.isnan(found[1]) or not glossary.metric(name).better else _interval(found)
-        cells.append(Cell(verdict.figure(found[0]), found[0], small, best=tops.get(name) == found[0]))
-    return [markup.model_mark(model), *cells]
 
 
 def rows_section(results: Results):
@@ -148,7 +67,7 @@ def rows_section(results: Results):
     rows = [
         [markup.escape(row["perturbation"]), markup.escape(row["cell_type"])]
         + ([markup.model_mark(row["model"])] if several else [])
-        + [_score(name, float(row[name])) for name in names]
+        + [score_cell(name, float(row[name])) for name in names]
         for row in cut.to_dict("records")
     ]
     box = (
@@ -191,17 +110,6 @@ def run_section(results: Results):
     return "run", "The run", "".join(parts)
 
 
-def _score(name, value) -> Cell:
-    whole = not glossary.metric(name).better and value == round(value, 0)  # a count of genes
-    return Cell(f"{value:,.0f}" if whole else verdict.figure(value), value)
-
-
-def _interval(found) -> str:
-    if math.isnan(found[1]) or math.isnan(found[2]):
-        return ""
-    return f"{verdict.figure(found[1])} to {verdict.figure(found[2])}"
-
-
 def _with_interval(found) -> str:
-    interval = _interval(found)
+    interval = verdict.interval_words(found)
     return f"{verdict.figure(found[0])} ({interval})" if interval else verdict.figure(found[0])

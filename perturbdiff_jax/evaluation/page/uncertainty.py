@@ -107,6 +107,7 @@ def distances(rows: pd.DataFrame) -> Panel | None:
         points.set_gid("conditions")
         axes.set_xlim(0, end)
         axes.set_ylim(0, end)
+        axes.tick_params(axis="x", pad=7)  # apart from the other axis' zero
         axes.set_xlabel(f"energy distance, {word}")
         axes.set_ylabel("energy distance, between draws")
         tips = [f"{p} / {c}" for p, c in zip(rows["perturbation"][keep], rows["cell_type"][keep])]

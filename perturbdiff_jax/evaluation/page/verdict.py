@@ -6,9 +6,6 @@ Two means are called apart only when their bootstrap 95 % intervals do not overl
 import dataclasses
 import math
 
-import numpy as np
-import pandas as pd
-
 from perturbdiff_jax.evaluation.page import glossary
 from perturbdiff_jax.evaluation.page.glossary import CEILING, HEADLINE
 
@@ -147,44 +144,6 @@ def _ceiling(items: list[Standing]) -> str:
     return f"Distance to the ceiling, one half of the real cells scored against the other: {_listed(parts)}."
 
 
-def win_rates(table: pd.DataFrame, models: dict) -> pd.DataFrame:
-    """Per metric, over conditions: our wins, ties and losses against that metric's best baseline.
-
-    Args:
-      table: metrics_all.csv.
-      models: the models of summary.json, which choose the baseline.
-
-    Returns:
-      Columns metric, rival, wins, ties, losses, conditions, rate (wins + ties / 2, share of conditions).
-    """
-    rows = []
-    for name in glossary.order_metrics(table.columns.difference(["model", "cell_type", "perturbation"])):
-        rival = best(models, name, baselines(models))
-        if (
-            rival is None or name == "de_spearman_sig"
-        ):  # one scalar per cell type, not a value per perturbation
-            continue
-        pairs = paired(table, name, rival)
-        gain = glossary.metric(name).better * (pairs["ours"] - pairs["rival"]).to_numpy()
-        if not gain.size:
-            continue
-        wins, ties = int((gain > 0).sum()), int((gain == 0).sum())
-        row = (name, rival, wins, ties, gain.size - wins - ties, gain.size, (wins + ties / 2) / gain.size)
-        rows.append(row)
-    return pd.DataFrame(rows, columns=["metric", "rival", "wins", "ties", "losses", "conditions", "rate"])
-
-
-def paired(table: pd.DataFrame, metric: str, rival: str) -> pd.DataFrame:
-    """Columns cell_type, perturbation, ours, rival: the conditions where both have a value of `metric`."""
-    keys = ["cell_type", "perturbation"]
-    sides = {"ours": glossary.ours(), "rival": rival}
-    ours, other = (
-        table.loc[table["model"] == model, [*keys, metric]].rename(columns={metric: side})
-        for side, model in sides.items()
-    )
-    return ours.merge(other, on=keys).replace([np.inf, -np.inf], np.nan).dropna(subset=list(sides))
-
-
 def figure(value: float) -> str:
     """A number with three meaningful digits: 0.812, 0.0034, 141, and a dash for NaN."""
     if not math.isfinite(value):
@@ -192,6 +151,13 @@ def figure(value: float) -> str:
     if value and abs(value) < 0.1:
         return f"{value:.2g}" if abs(value) < 1e-3 else f"{value:.4f}"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def interval_words(found: tuple[float, float, float]) -> str:
+    """ "0.1 to 0.2" of (mean, low, high); empty without an interval."""
+    if math.isnan(found[1]) or math.isnan(found[2]):
+        return ""
+    return f"{figure(found[1])} to {figure(found[2])}"
 
 
 def _listed(parts: list[str]) -> str:
