@@ -143,4 +143,5 @@
   ask("gene", data.genes, loudest(ofGene), geneAnswer);
   ask("perturbation", perturbations, loudest(ofPerturbation).map((name) => perturbations.indexOf(name)), (place) => perturbationAnswer(perturbations[place]));
   document.getElementById("asking").hidden = false;
+  document.getElementById("asking-off").hidden = true;
 })();

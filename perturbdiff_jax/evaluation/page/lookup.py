@@ -30,7 +30,7 @@ def lookup_section(results: Results):
             f"{glossary.ours()} predicts it, and is the direction right?"
         ),
         markup.paragraph(_held(results.changes, found, most, genes), "hint"),
-        f"<noscript>{markup.paragraph(f'Looking up needs scripts; all numbers are in {_FILE}.')}</noscript>",
+        f'<p class="hint" id="asking-off">Looking up needs scripts; all numbers are in {_FILE}.</p>',
         embedded.element("changes", found),
         '<div id="asking" hidden>',
         _box("gene", "Gene", "name of a gene"),
