@@ -79,6 +79,7 @@ def test_files_columns_and_models(whole):
     assert summary["models"]["ridge"]["mse"]["count"] == 6
     assert set(summary["versions"]) >= {"cell-eval", "pdex"}
     assert summary["settings"]["problems"] == []
+    assert "takes 500 or more" in summary["settings"]["no_umap"]
 
 
 @needs_celleval

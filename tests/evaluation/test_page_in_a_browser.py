@@ -89,6 +89,7 @@ def test_the_search_keeps_the_right_rows_and_shows_a_hostile_name_as_text(page):
     assert set(column(page, "every", 0)) > {HOSTILE} and page.inner_text("#every-found") == "2 of 18 shown"
     page.fill("#look-perturbation", HOSTILE)
     assert page.inner_text("#look-perturbation-said") == f"{HOSTILE}: 2 conditions"
+    assert HOSTILE in page.inner_text("#look-perturbation-result caption")
 
 
 def test_a_gene_is_found_with_its_numbers(page, run):

@@ -93,7 +93,8 @@
       offers.replaceChildren();
       result.replaceChildren(...parts);
     };
-    const offer = (places, more) => offers.replaceChildren(
+    const offer = (places, more, lead = []) => offers.replaceChildren(
+      ...lead,
       ...places.map((place) => {
         const button = report.make("button", { type: "button" }, names[place]);
         button.addEventListener("click", () => { box.value = names[place]; show(place); box.focus(); });
@@ -115,7 +116,7 @@
       result.replaceChildren();
       if (!text) {
         said.textContent = "";
-        return offer(first.slice(0, MOST_OFFERS), 0);
+        return offer(first.slice(0, MOST_OFFERS), 0, ["Largest changes:"]);
       }
       const exact = names.indexOf(text) >= 0 ? names.indexOf(text) : lower.indexOf(text.toLowerCase());
       const found = matches();
