@@ -12,7 +12,10 @@
 
   // --- one change as cells of a table
   const signed = (value) => (value > 0 ? "+" : value < 0 ? "−" : "") + (Math.abs(value) * data.unit).toFixed(3);
-  const right = (real, predicted) => (real && predicted ? (Math.sign(real) === Math.sign(predicted) ? "right" : "wrong") : "none");
+  const right = (real, predicted) => {
+    if (!real || !predicted) return "none";
+    return Math.sign(real) === Math.sign(predicted) ? "right" : "wrong";
+  };
   const change = (value) => ({ text: signed(value), sort: value });
   const bars = (real, predicted, most) => {
     const bar = (value, kind) => {
@@ -29,10 +32,19 @@
     if (!drawn) return cells;
     const known = low && low[k] !== null && high[k] !== null;
     const holds = known && low[k] <= real[k] && real[k] <= high[k];
-    return [...cells, known ? { text: `${signed(low[k])} to ${signed(high[k])}`, sort: high[k] - low[k] } : { text: "–" }, known ? (holds ? "yes" : "no") : "–"];
+    if (!known) return [...cells, { text: "–" }, "–"];
+    return [...cells, { text: `${signed(low[k])} to ${signed(high[k])}`, sort: high[k] - low[k] }, holds ? "yes" : "no"];
   };
-  const columns = [{ label: "Real change" }, { label: "Predicted" }, { label: "Real above, predicted below", text: true }, { label: "Direction", text: true },
-    ...(drawn ? [{ label: level, tip: "Another draw of the condition lies in it with this probability" }, { label: "Holds the real change", text: true }] : [])];
+  const columns = [
+    { label: "Real change" },
+    { label: "Predicted" },
+    { label: "Real above, predicted below", text: true },
+    { label: "Direction", text: true },
+  ];
+  if (drawn) {
+    columns.push({ label: level, tip: "Another draw of the condition lies in it with this probability" });
+    columns.push({ label: "Holds the real change", text: true });
+  }
   const rightOf = (pairs) => {
     const clear = pairs.map(([real, predicted]) => right(real, predicted)).filter((word) => word !== "none");
     return `direction right in ${clear.filter((word) => word === "right").length} of ${clear.length}`;
@@ -62,8 +74,9 @@
       const rows = [];
       scores.perturbation.codes.forEach((code, i) => {
         if (code !== wanted) return;
-        rows.push([scores.cell_type.names[scores.cell_type.codes[i]],
-          ...scores.metrics.map((_, m) => ({ text: report.figure(scores.values[m][model][i]), sort: scores.values[m][model][i] }))]);
+        const values = scores.values.map((metric) => metric[model][i]);
+        const cells = values.map((value) => ({ text: report.figure(value), sort: value }));
+        rows.push([scores.cell_type.names[scores.cell_type.codes[i]], ...cells]);
       });
       if (rows.length) {
         const heads = scores.metrics.map((metric) => ({ label: `${metric.label} ${metric.better > 0 ? "↑" : "↓"}` }));
@@ -75,7 +88,8 @@
       const size = (k) => Math.max(Math.abs(row[1][k]), Math.abs(row[2][k]));
       const order = row[0].map((_, k) => k).sort((a, b) => size(b) - size(a)).slice(0, MOST_GENES);
       const title = `${key[1]}: ${order.length} genes that change most, ${rightOf(order.map((k) => [row[1][k], row[2][k]]))}`;
-      const made = report.table(title, [{ label: "Gene", text: true }, ...columns], order.map((k) => [data.genes[row[0][k]], ...rowOf(row, k, size(order[0]))]));
+      const rows = order.map((k) => [data.genes[row[0][k]], ...rowOf(row, k, size(order[0]))]);
+      const made = report.table(title, [{ label: "Gene", text: true }, ...columns], rows);
       const fold = report.make("details", {}, report.make("summary", {}, title), made);
       fold.open = place === 0;
       parts.push(fold);
@@ -121,7 +135,8 @@
       const exact = names.indexOf(text) >= 0 ? names.indexOf(text) : lower.indexOf(text.toLowerCase());
       const found = matches();
       if (exact >= 0 || found.length === 1) return show(exact >= 0 ? exact : found[0]);
-      said.textContent = found.length ? `${found.length.toLocaleString("en-US")} match` : "None of that name is held on this page";
+      const many = found.length.toLocaleString("en-US");
+      said.textContent = found.length ? `${many} match` : "None of that name is held on this page";
       return offer(found.slice(0, MOST_OFFERS), found.length - MOST_OFFERS);
     };
     box.addEventListener("input", search);
@@ -142,7 +157,8 @@
   }));
   const perturbations = [...new Set(data.conditions.map(([name]) => name))];
   ask("gene", data.genes, loudest(ofGene), geneAnswer);
-  ask("perturbation", perturbations, loudest(ofPerturbation).map((name) => perturbations.indexOf(name)), (place) => perturbationAnswer(perturbations[place]));
+  const loudPerturbations = loudest(ofPerturbation).map((name) => perturbations.indexOf(name));
+  ask("perturbation", perturbations, loudPerturbations, (place) => perturbationAnswer(perturbations[place]));
   document.getElementById("asking").hidden = false;
   document.getElementById("asking-off").hidden = true;
 })();

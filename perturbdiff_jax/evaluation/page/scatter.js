@@ -38,7 +38,8 @@
     const [ours, rival] = [oursBox.value, rivalBox.value].map((place) => data.values[metricBox.value][place]);
     const points = [];
     ours.forEach((y, i) => {
-      if (y !== null && rival[i] !== null) points.push({ x: rival[i], y, gain: metric.better * (y - rival[i]), name: nameOf(i), i });
+      if (y === null || rival[i] === null) return;
+      points.push({ x: rival[i], y, gain: metric.better * (y - rival[i]), name: nameOf(i), i });
     });
     points.sort((a, b) => b.gain - a.gain);
     return { metric, points, ours: models[oursBox.value].name, rival: models[rivalBox.value].name, all: ours.length };
@@ -100,11 +101,14 @@
     const middle = top + height / 2;
     svg.append(
       shape("text", { class: "axis", x: left + width / 2, y: top + height + 38, "text-anchor": "middle" }, short(now.rival)),
-      shape("text", { class: "axis", x: 14, y: middle, "text-anchor": "middle", transform: `rotate(-90 14 ${middle})` }, short(now.ours)),
+      shape("text", {
+        class: "axis", x: 14, y: middle, "text-anchor": "middle", transform: `rotate(-90 14 ${middle})`,
+      }, short(now.ours)),
     );
     for (const point of points) {
       const [cx, cy] = place(point);
-      svg.append(shape("circle", { class: point.gain > 0 ? "win" : point.gain < 0 ? "loss" : "tie", cx, cy, r: points.length > 300 ? 3 : 4.5 }));
+      const kind = point.gain > 0 ? "win" : point.gain < 0 ? "loss" : "tie";
+      svg.append(shape("circle", { class: kind, cx, cy, r: points.length > 300 ? 3 : 4.5 }));
     }
     list();
   };
@@ -125,7 +129,8 @@
     tip.textContent = text;
     at("point").textContent = text;
     const right = cx > 240;
-    tip.style.cssText = `top:${(100 * cy) / 440}%;${right ? `right:${100 - (100 * (cx - 12)) / 480}%` : `left:${(100 * (cx + 12)) / 480}%`}`;
+    const beside = right ? `right:${100 - (100 * (cx - 12)) / 480}%` : `left:${(100 * (cx + 12)) / 480}%`;
+    tip.style.cssText = `top:${(100 * cy) / 440}%;${beside}`;
   };
   const nearest = (event) => {
     if (chart.hidden) return;
@@ -145,8 +150,10 @@
   chart.addEventListener("blur", () => select(-1));
   chart.addEventListener("keydown", (event) => {
     const last = now.points.length - 1;
-    const next = { ArrowRight: Math.min(last, selected + 1), ArrowDown: Math.min(last, selected + 1), ArrowLeft: Math.max(0, selected - 1),
-      ArrowUp: Math.max(0, selected - 1), Home: 0, End: last, Escape: -1 }[event.key];
+    const [after, before] = [Math.min(last, selected + 1), Math.max(0, selected - 1)];
+    const next = {
+      ArrowRight: after, ArrowDown: after, ArrowLeft: before, ArrowUp: before, Home: 0, End: last, Escape: -1,
+    }[event.key];
     if (next === undefined) return;
     event.preventDefault();
     select(next);
@@ -157,11 +164,12 @@
   const list = () => {
     fold.querySelector(".scroll")?.remove();
     if (!fold.open) return;
-    const columns = [{ label: "Perturbation", text: true }, { label: "Cell type", text: true }, { label: now.ours }, { label: now.rival },
-      { label: "Better by" }];
+    const names = [{ label: "Perturbation", text: true }, { label: "Cell type", text: true }];
+    const columns = [...names, { label: now.ours }, { label: now.rival }, { label: "Better by" }];
     const number = (value) => ({ text: report.figure(value), sort: value });
     fold.append(report.table(at("said").textContent, columns, now.points.map((point) => [
-      perturbations.names[perturbations.codes[point.i]], types.names[types.codes[point.i]], number(point.y), number(point.x), number(point.gain),
+      perturbations.names[perturbations.codes[point.i]], types.names[types.codes[point.i]],
+      number(point.y), number(point.x), number(point.gain),
     ])));
   };
   fold.addEventListener("toggle", list);

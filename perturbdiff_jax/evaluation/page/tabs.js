@@ -18,7 +18,8 @@ for (const tabs of document.querySelectorAll(".tabs")) {
     button.addEventListener("click", () => show(place));
     button.addEventListener("keydown", (event) => {
       const last = buttons.length - 1;
-      const next = { ArrowRight: place === last ? 0 : place + 1, ArrowLeft: place === 0 ? last : place - 1, Home: 0, End: last }[event.key];
+      const [after, before] = [place === last ? 0 : place + 1, place === 0 ? last : place - 1];
+      const next = { ArrowRight: after, ArrowLeft: before, Home: 0, End: last }[event.key];
       if (next === undefined) return;
       event.preventDefault();
       show(next);
