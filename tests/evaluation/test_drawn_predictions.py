@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from toy_cells import evaluated, prediction, screen
 
-from perturbdiff_jax.evaluation import celleval
+from perturbdiff_jax.evaluation import celleval, neighbourhood
 from perturbdiff_jax.evaluation.calibration import COLUMNS
 from perturbdiff_jax.evaluation.inputs import Keys, read_predicted
 from perturbdiff_jax.evaluation.page.report import write_report
@@ -16,8 +16,9 @@ from perturbdiff_jax.evaluation.page.report import write_report
 
 @pytest.fixture(autouse=True)
 def no_cell_eval(monkeypatch):
-    """What is tested here depends on no differential expression, which takes seconds."""
-    monkeypatch.setattr(celleval, "installed", lambda: False)
+    """What is tested here depends on no differential expression and no UMAP, which take seconds."""
+    for slow in (celleval, neighbourhood):
+        monkeypatch.setattr(slow, "installed", lambda: False)
 
 
 def drawn(raw, draws):

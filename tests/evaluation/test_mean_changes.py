@@ -8,14 +8,15 @@ import scipy.sparse as sp
 from scipy import stats
 from toy_cells import GENES, KEYS, evaluated, lognorm, prediction, screen
 
-from perturbdiff_jax.evaluation import celleval, mean_changes
+from perturbdiff_jax.evaluation import celleval, mean_changes, neighbourhood
 from perturbdiff_jax.evaluation.contexts import Context, as_cells
 
 
 @pytest.fixture(autouse=True)
 def no_cell_eval(monkeypatch):
-    """What is tested here depends on no differential expression, which takes seconds."""
-    monkeypatch.setattr(celleval, "installed", lambda: False)
+    """What is tested here depends on no differential expression and no UMAP, which take seconds."""
+    for slow in (celleval, neighbourhood):
+        monkeypatch.setattr(slow, "installed", lambda: False)
 
 
 def mean_rows(adata, **wanted):

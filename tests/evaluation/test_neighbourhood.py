@@ -1,9 +1,13 @@
 """The UMAP of cells: the same for a seed, bounded, fitted on all, and explained where there is none."""
 
-import numpy as np
-import pytest
+import json
 
-from perturbdiff_jax.evaluation import neighbourhood
+import numpy as np
+import pandas as pd
+import pytest
+from toy_cells import evaluated, prediction, screen
+
+from perturbdiff_jax.evaluation import celleval, neighbourhood
 from perturbdiff_jax.evaluation.projection import Drawn
 
 needs_umap = pytest.mark.skipif(
@@ -53,3 +57,20 @@ def test_why_there_is_none(monkeypatch):
     assert "of 60 cells" in neighbourhood.why_not(cells_of(20))
     monkeypatch.setattr(neighbourhood, "installed", lambda: False)
     assert "umap-learn is not installed" in neighbourhood.why_not(cells_of(200))
+
+
+@needs_umap
+def test_an_evaluation_writes_it_and_takes_it_away_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(celleval, "installed", lambda: False)
+    monkeypatch.setattr(neighbourhood, "LEAST", 100)
+    raw = screen()
+    evaluated(tmp_path, prediction(raw))
+    table = pd.read_csv(tmp_path / "umap.csv")
+    assert tuple(table.columns) == neighbourhood.UMAP_COLUMNS and len(table) > 300
+    assert set(table["kind"]) == {"control", "real", "predicted"} and set(table["cell_type"]) == {"A", "B"}
+    assert json.loads((tmp_path / "summary.json").read_text())["settings"]["no_umap"] is None
+    monkeypatch.setattr(neighbourhood, "installed", lambda: False)
+    evaluated(tmp_path, prediction(raw))
+    assert not (tmp_path / "umap.csv").exists()
+    settings = json.loads((tmp_path / "summary.json").read_text())["settings"]
+    assert "umap-learn is not installed" in settings["no_umap"]
