@@ -37,6 +37,7 @@ def get_config():
     config.ema.decay = 0.995
     config.sampler.steps = 10
     config.sampler.cutoff = 0.02  # log1p 0.2: less than one molecule gives in a cell of fewer than 45,000
+    config.predict.draws = 4
     config.train.steps = 1500
     config.train.max_epochs = 100.0  # a screen of a thousand cells would be learned by heart
     config.train.log_every = 100

@@ -30,6 +30,7 @@ def get_config():
     config.ema.decay = 0.995
     config.sampler.steps = 10
     config.sampler.cutoff = 0.02  # log1p 0.2: less than one molecule gives in a cell of fewer than 45,000
+    config.predict.draws = 4
     config.train.steps = 1500
     config.train.log_every = 100
     config.train.validate_every = 500

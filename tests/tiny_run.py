@@ -35,6 +35,7 @@ CHANGES = {
     "model.anchor": "control",
     "optim.warmup_steps": 2,
     "sampler.steps": 2,
+    "predict.draws": 1,
     "predict.sets_per_batch": 4,
     "train.steps": STEPS,
     "train.validate_every": EVERY,

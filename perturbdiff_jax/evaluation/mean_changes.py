@@ -33,9 +33,9 @@ def mean_changes(
       draws: cell type -> number of a draw -> the same; empty for files that number no draws.
       error: the model error that intervals count with (spread.py).
 
-    Changes are differences of mean log1p expression from the pooled real control cells. low, high: the interval in
-    which the mean change of as many cells as the real ones lies with probability LEVEL (spread.interval), NaN without
-    draws.
+    Changes are differences of mean log1p expression from the pooled real control cells, of several draws their mean.
+    low, high: the interval in which the mean change of as many cells as the real ones lies with probability LEVEL
+    (spread.interval), NaN without draws.
     """
     pairs = sum(len(context.perturbations) * len(context.genes) for context in contexts)
     frames = []
@@ -51,6 +51,7 @@ def mean_changes(
             low = high = np.full(len(control), np.nan)
             if found:
                 known = spread.drawn(found, control)
+                change = known.change
                 low, high = spread.interval(known, LEVEL, error=error, cells=cells.shape[0])
             kept = kept_genes(real, change, pairs <= WHOLE)
             frame = {"gene": np.asarray(context.genes, dtype=object)[kept]}

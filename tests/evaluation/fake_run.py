@@ -156,7 +156,16 @@ def _draws(path, conditions, rng):
     table = conditions.assign(batch="B1", draws=8, genes=20)
     for name, level in (("coverage_50", 0.4), ("coverage_80", 0.7), ("coverage_95", 0.9)):
         table[name] = np.clip(level + 0.1 * rng.normal(size=len(table)), 0, 1)
-    for name in ("spread", "error", "energy_between_draws", "energy_between_batches", "energy_to_real"):
+    for name in ("plain_50", "plain_80", "plain_95"):
+        table[name] = 0.8 * table[name.replace("plain", "coverage")]
+    for name in (
+        "half_width_80",
+        "spread",
+        "error",
+        "energy_between_draws",
+        "energy_between_batches",
+        "energy_to_real",
+    ):
         table[name] = rng.uniform(0.01, 0.1, len(table))
     table.to_csv(path / "calibration.csv", index=False)
 

@@ -60,6 +60,9 @@ def test_the_model_error_of_the_file_counts(tmp_path):
     assert (wide > 1.2 * pd.read_csv(tmp_path / "plain" / "calibration.csv")["half_width_80"]).all()
     assert json.loads((tmp_path / "summary.json").read_text())["settings"]["model_error"] == 0.3
     assert "% without the model's error" in "\n".join(said)
+    page = write_report(tmp_path).read_text()
+    assert "as much as the mean of 3 cells" in page and "; without the model&#x27;s error " in page
+    assert "What the model errs is not known" in write_report(tmp_path / "plain").read_text()
 
 
 def test_the_first_draw_is_scored(tmp_path):

@@ -5,10 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from scipy import stats
 from toy_cells import GENES, KEYS, evaluated, lognorm, prediction, screen
 
-from perturbdiff_jax.evaluation import celleval, mean_changes, neighbourhood
+from perturbdiff_jax.evaluation import celleval, mean_changes, neighbourhood, spread
 from perturbdiff_jax.evaluation.contexts import Context, as_cells
 
 
@@ -19,20 +18,27 @@ def no_cell_eval(monkeypatch):
         monkeypatch.setattr(slow, "installed", lambda: False)
 
 
-def mean_rows(adata, **wanted):
-    """Mean over the cells with these labels, cell after cell."""
+def cells_of(adata, **wanted):
+    """The cells with these labels [n, G]."""
     rows = np.ones(adata.n_obs, dtype=bool)
     for field, label in wanted.items():
         rows &= (adata.obs[KEYS[field]] == label).to_numpy()
+    return adata.X[np.flatnonzero(rows)].toarray()
+
+
+def mean_rows(adata, **wanted):
+    """Mean over the cells with these labels, cell after cell."""
+    cells = cells_of(adata, **wanted)
     total = np.zeros(adata.n_vars)
-    for row in np.flatnonzero(rows):
-        total += adata.X[row].toarray().ravel()
-    return total / rows.sum()
+    for row in cells:
+        total += row
+    return total / len(cells)
 
 
 def test_changes_of_a_small_screen_are_those_of_a_loop(tmp_path):
     raw = screen()
     pred, real = prediction(raw), lognorm(raw)
+    del pred.obs["draw"]
     evaluated(tmp_path, pred)
     table = pd.read_csv(tmp_path / "mean_changes.csv.gz")
     assert tuple(table.columns) == mean_changes.COLUMNS
@@ -53,16 +59,20 @@ def test_several_draws_have_an_interval(tmp_path):
         part.obs["draw"] = np.int64(k)
         part.obs_names = [f"draw{k}-{name}" for name in part.obs_names]
     joined = anndata.concat(parts)
-    joined.uns = parts[0].uns
+    joined.uns = parts[0].uns | {"perturbdiff": dict(parts[0].uns["perturbdiff"]) | {"model_error": 0.1}}
     evaluated(tmp_path, joined)
     table = pd.read_csv(tmp_path / "mean_changes.csv.gz").set_index(["cell_type", "perturbation", "gene"])
     where = {"cell_type": "A", "batch": "y", "perturbation": "P2"}
     control = mean_rows(lognorm(raw), **(where | {"perturbation": "control"}))
-    changes = np.stack([mean_rows(part, **where) - control for part in parts])[:, GENES.index("g8")]
-    half = stats.t.ppf(0.9, 2) * changes.std(ddof=1) * np.sqrt(4 / 3)
+    gene = GENES.index("g8")
+    cells = [cells_of(part, **where) for part in parts]
+    known = spread.drawn(cells, control)
+    low, high = spread.interval(known, 0.8, error=0.1, cells=cells_of(lognorm(raw), **where).shape[0])
     row = table.loc[("A", "P2", "g8")]
-    assert row["low"] == pytest.approx(changes.mean() - half, rel=1e-3)
-    assert row["high"] == pytest.approx(changes.mean() + half, rel=1e-3)
+    assert row["low"] == pytest.approx(low[gene], rel=1e-4)
+    assert row["high"] == pytest.approx(high[gene], rel=1e-4)
+    mean = np.mean([part.mean(axis=0)[gene] for part in cells]) - control[gene]
+    assert row["pred_change"] == pytest.approx(mean, rel=1e-4)
 
 
 def test_a_large_screen_keeps_the_largest_changes_of_both_sides(monkeypatch):

@@ -42,7 +42,7 @@
     { label: "Direction", text: true },
   ];
   if (drawn) {
-    columns.push({ label: level, tip: "Another draw of the condition lies in it with this probability" });
+    columns.push({ label: level, tip: "The mean change of as many cells as the real ones lies in it with this probability" });
     columns.push({ label: "Holds the real change", text: true });
   }
   const rightOf = (pairs) => {

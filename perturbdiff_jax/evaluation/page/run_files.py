@@ -39,8 +39,8 @@ _WHY = {
     "changes": "Genes cannot be looked up: {file} is not there (written by `perturbdiff evaluate`).",
     "pooled": "Scores over all cell types together are not shown: {file} is not there "
     "(written by `perturbdiff evaluate --pooled`).",
-    "calibration": "Uncertainty is not judged: {file} is not there, because each condition was predicted once. Predict "
-    "with `--draws 8` and evaluate again to see whether the spread between draws is that of real batches.",
+    "calibration": "Uncertainty is not judged: {file} is not there. It takes a prediction that numbers its draws (obs "
+    "column `draw`), as `perturbdiff predict` writes it.",
 }
 FILES = (*_RECORDS.values(), _LOG, *(name for name, _ in _TABLES.values()))
 
@@ -62,7 +62,7 @@ class Results:
     umap: pd.DataFrame | None = None
     changes: pd.DataFrame | None = None  # mean changes by condition and gene, of the first prediction
     pooled: pd.DataFrame | None = None  # rows over all cell types together, with `model`
-    calibration: pd.DataFrame | None = None  # one row per condition that several draws predict
+    calibration: pd.DataFrame | None = None  # one row per condition and batch
     absent: dict[str, str] = dataclasses.field(default_factory=dict)  # part -> sentence saying why
     notes: list[str] = dataclasses.field(default_factory=list)
 

@@ -1,9 +1,9 @@
-"""The report's section about uncertainty, with its pictures: what several draws of a condition know of their spread."""
+"""The report's section about uncertainty, with pictures: do intervals hold what they say, do draws differ enough?"""
 
 import numpy as np
 import pandas as pd
 
-from perturbdiff_jax.evaluation.calibration import COVERAGE
+from perturbdiff_jax.evaluation.calibration import COVERAGE, PLAIN
 from perturbdiff_jax.evaluation.page import drawing, glossary, markup, verdict
 from perturbdiff_jax.evaluation.page.drawing import MUTED, Panel, canvas, to_svg
 from perturbdiff_jax.evaluation.page.markup import Cell, Column
@@ -16,19 +16,15 @@ HALF = (4.8, 3.6)  # inches; two across
 
 
 def uncertainty_section(results: Results):
-    """Coverage of the draws' intervals and their distances beside those of real batches."""
+    """Coverage of the intervals, and distances of draws beside those of real batches."""
     heading, rows = ("uncertainty", "Uncertainty"), results.calibration
     if rows is None:
         return *heading, markup.absent(results.absent["calibration"])
-    draws = rows["draws"].median()
-    text = (
-        f"Every condition was predicted {draws:.0f} times; each draw is a population of its own. If draws are as far "
-        "apart as real batches are, an interval holds the mean change of another population of the condition with the "
-        "probability that it names. Points below the diagonal mean that the draws are too sure of themselves."
-    )
-    parts = [markup.paragraph(text)]
+    settings = results.summary.get("settings")
+    error = settings.get("model_error") if isinstance(settings, dict) else None
+    parts = [markup.paragraph(text) for text in explained(rows["draws"].median(), error)]
     if drawing.available():
-        parts.append(markup.panels([panel for panel in (coverage(rows), distances(rows)) if panel]))
+        parts.append(markup.panels([panel for panel in (coverage(rows, error), distances(rows)) if panel]))
     else:
         parts.append(markup.absent(NO_PICTURES))
     names = {
@@ -36,12 +32,15 @@ def uncertainty_section(results: Results):
             name: Column(f"{100 * level:g} % holds", "Share of genes whose real change lies in the interval")
             for name, level in zip(COVERAGE, LEVELS)
         },
+        "plain_80": Column("80 % without error", "The same, of intervals that trust the model"),
+        "half_width_80": Column("Half width", "Of the 80 % interval, mean over genes, log1p"),
         "spread": Column("Spread", "Standard deviation of the mean between draws, mean over genes"),
         "error": Column("Error", "|real change - mean of draws|, mean over genes", -1),
         "energy_between_draws": Column("Between draws", "Half energy distance"),
         "energy_between_batches": Column("Between batches", "Half energy distance of real batches"),
         "energy_to_real": Column("To real", "Half energy distance of draws and real cells", -1),
     }
+    names = {name: column for name, column in names.items() if name in rows}  # older tables have fewer
     cut = rows.head(MOST_ROWS)
     body = [
         [
@@ -64,19 +63,44 @@ def uncertainty_section(results: Results):
     return *heading, "".join(parts)
 
 
-def coverage(rows: pd.DataFrame) -> Panel:
+def explained(draws: float, error: float | None) -> list[str]:
+    """What intervals are made of, in sentences."""
+    times = "once" if draws == 1 else f"{draws:.0f} times; each draw is a population of its own"
+    said = [
+        f"Every condition was predicted {times}. An interval is where the mean change of another population of the "
+        "condition, of as many cells as the real one, lies with the probability that it names."
+    ]
+    if error:
+        said.append(
+            "Intervals count with what the model errs, learned on other conditions that it was not trained on: as much "
+            f"as the mean of {1 / error:.0f} cells. Beside them are those without, which trust the model."
+        )
+    elif error is None:
+        said.append(
+            "What the model errs is not known, so intervals trust it. `perturbdiff calibrate` learns it from held-out "
+            "conditions."
+        )
+    return [*said, "Points below the diagonal are too sure of themselves, points above it not sure enough."]
+
+
+def coverage(rows: pd.DataFrame, error: float | None) -> Panel:
     """Share of genes that intervals hold against the level that they name."""
     color = glossary.style(glossary.ours())[0]
     found = [interval(rows[name].to_numpy(dtype=float)) for name in COVERAGE]
+    names = [name for name in PLAIN if error and name in rows]
+    plain = [100 * float(rows[name].mean()) for name in names]
+    nominal = [100 * level for level in LEVELS]
     with canvas(HALF) as (figure, axes):
         axes.plot([0, 100], [0, 100], "--", color=MUTED, lw=1.0)
         for level, value in zip(LEVELS, found):
             axes.plot(
                 [100 * level] * 2, [100 * value["low"], 100 * value["high"]], color=color, lw=2.4, alpha=0.5
             )
-        axes.plot(
-            [100 * level for level in LEVELS], [100 * value["mean"] for value in found], "o-", color=color
-        )
+        label = "with the model's error" if plain else None
+        axes.plot(nominal, [100 * value["mean"] for value in found], "o-", color=color, label=label)
+        if plain:
+            axes.plot(nominal, plain, "s:", color=MUTED, mfc="none", label="without")
+            axes.legend(loc="upper left", frameon=False)
         axes.set_xlim(0, 100)
         axes.set_ylim(0, 100)
         axes.set_xlabel("the interval says, %")
@@ -85,6 +109,8 @@ def coverage(rows: pd.DataFrame) -> Panel:
     listed = ", ".join(
         f"{100 * level:g} % intervals hold {100 * value['mean']:.0f} %" for level, value in zip(LEVELS, found)
     )
+    if plain:
+        listed += "; without the model's error " + ", ".join(f"{value:.0f} %" for value in plain)
     return Panel(svg, "Do intervals hold what they say?", f"Coverage of intervals over genes: {listed}.")
 
 
@@ -120,6 +146,6 @@ def distances(rows: pd.DataFrame) -> Panel | None:
 
 
 def _text(name: str, value: float) -> str:
-    if name in COVERAGE and np.isfinite(value):
+    if name in (*COVERAGE, *PLAIN) and np.isfinite(value):
         return f"{100 * value:.0f} %"
     return verdict.figure(value)
