@@ -10,11 +10,11 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-import scipy.sparse as sp
 
-from perturbdiff_jax.evaluation.contexts import Context, Prediction, as_cells, resample
+from perturbdiff_jax.evaluation.contexts import Context, Prediction, chosen_rows, resample
 from perturbdiff_jax.evaluation.linear import Linear
 from perturbdiff_jax.evaluation.metrics import mean_of
+from perturbdiff_jax.evaluation.populations import Copies, Moved
 
 TRAINED_BASELINES = (
     "mean per perturbation",
@@ -160,8 +160,8 @@ def _names(group: TrainingGroup) -> list[tuple[str, str]]:
     return names if group.is_control else [*names, ("perturbation", group.perturbation)]
 
 
-def _copies(mean: np.ndarray | None, count: int) -> sp.csr_matrix | None:
-    return None if mean is None else as_cells(np.broadcast_to(np.maximum(mean, 0.0), (count, mean.size)))
+def _copies(mean: np.ndarray | None, count: int) -> Copies | None:
+    return None if mean is None else Copies.of(np.maximum(mean, 0.0), count)
 
 
 def control_cells(context: Context, rng: np.random.Generator) -> Prediction:
@@ -179,8 +179,9 @@ def _shifted(context: Context, training: Training, rng: np.random.Generator) -> 
         if shift is None:
             prediction[batch, name] = None
             continue
-        control = resample(context.control[batch], cells.shape[0], rng)
-        prediction[batch, name] = as_cells(np.maximum(control.toarray() + shift, 0.0))
+        control = context.control[batch]
+        rows = chosen_rows(control, cells.shape[0], rng)
+        prediction[batch, name] = Moved(((control, rows, shift),))
     return prediction
 
 

@@ -16,7 +16,7 @@ from perturbdiff_jax.evaluation import spread
 from perturbdiff_jax.evaluation.contexts import Context, Prediction
 from perturbdiff_jax.evaluation.metrics import mean_distance, mean_of
 from perturbdiff_jax.evaluation.summary import Interval, interval
-from perturbdiff_jax.evaluation.threads import blas_threads
+from perturbdiff_jax.evaluation.threads import one_blas_thread
 
 EXPRESSED = 0.05  # mean log1p: a gene below it in the real cells and the controls is next to never seen
 PAIRS = 10  # of draws whose distance is taken
@@ -55,7 +55,7 @@ def calibrate(draws: Mapping[int, Prediction], context: Context, *, error: float
     """
     rows = []
     means = {batch: mean_of(cells) for batch, cells in context.control.items()}
-    with blas_threads(context.values):
+    with one_blas_thread():
         spreads = {key: mean_distance(cells, cells) for key, cells in context.real.items()}
         for key, real in sorted(context.real.items()):
             found = [part[key] for part in draws.values() if part.get(key) is not None]

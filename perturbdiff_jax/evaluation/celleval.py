@@ -18,12 +18,14 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
-from perturbdiff_jax.evaluation.contexts import Context, stack
+from perturbdiff_jax.evaluation.contexts import Context
+from perturbdiff_jax.evaluation.expression import TEST, expression_table
 from perturbdiff_jax.evaluation.metrics import COUNTS, DE_METRICS, MEAN_METRICS, mean_of
+from perturbdiff_jax.evaluation.populations import Population, written_out
+from perturbdiff_jax.evaluation.rank_test import Reference
 from perturbdiff_jax.evaluation.real_tables import RealTables, content_key
-from perturbdiff_jax.evaluation.threads import numba_threads
+from perturbdiff_jax.evaluation.threads import mapped
 
 PACKAGES = ("cell-eval", "pdex")
 MISSING = (
@@ -31,7 +33,6 @@ MISSING = (
     "install them with: pip install 'perturbdiff_jax[eval]'"
 )
 SIGNIFICANT = 0.05  # adjusted p-value, cell-eval's default
-_TEST = {"mode": "ref", "epsilon": 0.0}  # of pdex, as cell-eval calls it
 _KEY = "perturbation"
 _COUNT_COLUMNS = {"de_nsig_counts_real": COUNTS[0], "de_nsig_counts_pred": COUNTS[1]}
 _LOGGERS = ("cell_eval", "pdex")
@@ -83,39 +84,6 @@ def quiet() -> Iterator[list[str]]:
             logger.setLevel(level)
 
 
-def expression_table(
-    cells: Mapping[str, sp.csr_matrix],
-    control: sp.csr_matrix,
-    genes: tuple[str, ...],
-    label: str,
-    *,
-    is_log1p: bool = True,
-):
-    """pdex's table (polars) of each perturbation's cells [n, G] against `control`: p, adjusted p, log2 fold.
-
-    Fold changes are those of expm1(mean log1p). `is_log1p=False` takes the logarithm once more: what
-    cell-eval does under allow_discrete=True. Only fold changes and what ranks by them depend on it.
-    """
-    import anndata as ad
-    from pdex import pdex
-
-    names = sorted(cells)
-    labels = np.repeat([label, *names], [control.shape[0], *(cells[name].shape[0] for name in names)])
-    adata = ad.AnnData(
-        X=stack([control, *(cells[name] for name in names)]),
-        obs=pd.DataFrame({_KEY: pd.Categorical(labels)}, index=np.arange(len(labels)).astype(str)),
-        var=pd.DataFrame(index=list(genes)),
-    )
-    return pdex(
-        adata,
-        groupby=_KEY,
-        reference=label,
-        threads=numba_threads(adata.n_obs * adata.n_vars),
-        is_log1p=is_log1p,
-        **_TEST,
-    )
-
-
 def _mean_cells(means: Mapping[str, np.ndarray], genes: tuple[str, ...]):
     import anndata as ad
 
@@ -139,25 +107,26 @@ class ContextScorer:
     tables: RealTables | None = None
 
     def __post_init__(self):
-        self.control = self.context.pooled_control()
+        control = self.context.pooled_control()
+        self.reference = Reference.of(control)
         real = self.context.pooled_real()
         self.real_means = {name: mean_of(cells) for name, cells in real.items()}
-        self.control_mean = mean_of(self.control)
+        self.control_mean = mean_of(control)
         if self.tables is None:
             self.real_table = self._quiet_table(real)
         else:
-            settings = {**_TEST, "is_log1p": self.is_log1p, **versions()}
-            key = content_key(real, self.control, self.context.genes, self.label, settings)
+            settings = {**TEST, "is_log1p": self.is_log1p, **versions()}
+            key = content_key(real, control, self.context.genes, self.label, settings)
             self.real_table = self.tables.get(key, lambda: self._quiet_table(real))
 
-    def _quiet_table(self, cells: Mapping[str, sp.csr_matrix]):
+    def _quiet_table(self, cells: Mapping[str, Population]):
         with quiet():
             return self._table(cells)
 
-    def _table(self, cells: Mapping[str, sp.csr_matrix]):
-        return expression_table(cells, self.control, self.context.genes, self.label, is_log1p=self.is_log1p)
+    def _table(self, cells: Mapping[str, Population]):
+        return expression_table(cells, self.reference, self.context.genes, self.label, is_log1p=self.is_log1p)
 
-    def score(self, predicted: Mapping[str, sp.csr_matrix | None]) -> tuple[pd.DataFrame, object, list[str]]:
+    def score(self, predicted: Mapping[str, Population | None]) -> tuple[pd.DataFrame, object, list[str]]:
         """Metrics [perturbation x metric], the predicted side's pdex table and what went wrong.
 
         `predicted` has cells [n, G] for every perturbation of the context, or None where the model is
@@ -172,7 +141,8 @@ class ContextScorer:
         frame = pd.DataFrame(np.nan, index=sorted(self.real_means), columns=columns)
         if not defined:
             return frame, None, []
-        means = {name: mean_of(defined[name]) if name in defined else self.control_mean for name in predicted}
+        found = mapped(lambda name: mean_of(written_out(defined[name])), defined, self.context.values)
+        means = {**dict.fromkeys(predicted, self.control_mean), **dict(zip(defined, found))}
         with quiet() as errors, tempfile.TemporaryDirectory() as folder:
             table = self._table(defined)
             evaluator = MetricsEvaluator(

@@ -6,31 +6,18 @@ added to the control cells of the very context. Cells are log1p-normalised float
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import scipy.sparse as sp
 
+from perturbdiff_jax.evaluation.populations import Population, join, stack
+from perturbdiff_jax.evaluation.populations import as_cells as as_cells
+
 NO_BATCH = "all"  # the batch of cells when nobody names a batch column (as in a store)
 
 # What a model says about one context: cells per (batch, perturbation), None where it can say nothing.
-Prediction = Mapping[tuple[str, str], sp.csr_matrix | None]
-
-
-def as_cells(matrix) -> sp.csr_matrix:
-    """CSR float32 [n, G] with int32 indices and no stored zeros: one type, so numba compiles pdex once."""
-    cells = sp.csr_matrix(matrix, dtype=np.float32, copy=True)
-    cells.eliminate_zeros()
-    cells.sort_indices()
-    if cells.nnz < np.iinfo(np.int32).max:
-        cells.indices = cells.indices.astype(np.int32, copy=False)
-        cells.indptr = cells.indptr.astype(np.int32, copy=False)
-    return cells
-
-
-def stack(parts: Iterable[sp.csr_matrix]) -> sp.csr_matrix:
-    """Cells of several groups below each other, in the one type of `as_cells`."""
-    return as_cells(sp.vstack(list(parts), format="csr"))
+Prediction = Mapping[tuple[str, str], Population | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +49,13 @@ class Context:
         return pool(self.real)
 
 
-def pool(prediction: Prediction) -> dict[str, sp.csr_matrix | None]:
+def pool(prediction: Prediction) -> dict[str, Population | None]:
     """Cells per perturbation over batches; None when a part is missing (half a condition is biased)."""
     parts: dict[str, list] = {}
     for batch, perturbation in sorted(prediction):
         parts.setdefault(perturbation, []).append(prediction[batch, perturbation])
     return {
-        name: None if any(part is None for part in cells) else stack(cells) for name, cells in parts.items()
+        name: None if any(part is None for part in cells) else join(cells) for name, cells in parts.items()
     }
 
 
@@ -84,10 +71,14 @@ def together(name: str, contexts: Mapping[str, Context]) -> Context:
     return Context(name, next(iter(contexts.values())).genes, control, real)
 
 
+def chosen_rows(cells: sp.csr_matrix, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows of `count` cells drawn with `rng`: without replacement when there are enough, else with."""
+    return rng.choice(cells.shape[0], size=count, replace=cells.shape[0] < count)
+
+
 def resample(cells: sp.csr_matrix, count: int, rng: np.random.Generator) -> sp.csr_matrix:
-    """`count` of the cells drawn with `rng`: without replacement when there are enough, else with."""
-    rows = rng.choice(cells.shape[0], size=count, replace=cells.shape[0] < count)
-    return cells[rows]
+    """The cells of `chosen_rows`."""
+    return cells[chosen_rows(cells, count, rng)]
 
 
 def halves(context: Context, rng: np.random.Generator) -> tuple[Context, Prediction]:

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 import numpy as np
 import scipy.sparse as sp
 
+from perturbdiff_jax.evaluation.populations import Copies
+
 DE_METRICS = (
     "overlap_at_N",
     "precision_at_N",
@@ -38,8 +40,10 @@ SMALLEST_SQUARE = 1e-8  # |d| = sqrt(max(|d|^2, 1e-8)), the released loss
 _CHUNK = 2048  # cells per block of the distance matrix
 
 
-def mean_of(cells: sp.csr_matrix | np.ndarray) -> np.ndarray:
+def mean_of(cells: sp.csr_matrix | Copies | np.ndarray) -> np.ndarray:
     """Mean cell [G] (float64) of cells [n, G]."""
+    if isinstance(cells, Copies):
+        return cells.mean32().astype(np.float64)  # what the same cells as CSR have
     return np.asarray(cells.mean(axis=0, dtype=np.float64)).ravel()
 
 
@@ -95,27 +99,38 @@ def _dense(cells: sp.csr_matrix | np.ndarray) -> np.ndarray:
     return array.astype(np.float64) / ENERGY_DIVISOR
 
 
-def mean_distance(x: sp.csr_matrix | np.ndarray, y: sp.csr_matrix | np.ndarray) -> float:
+def mean_distance(x: sp.csr_matrix | Copies | np.ndarray, y: sp.csr_matrix | Copies | np.ndarray) -> float:
     """Mean Euclidean distance between all pairs of cells of x [n, G] and y [m, G], both divided by 10.
 
     Squared distances by the Gram expansion in float64 (worst error about 1e-7 in a distance, where two cells
-    coincide), in blocks of 2,048 cells, so memory stays at a few blocks whatever n and m are.
+    coincide), in blocks of 2,048 cells, so memory stays at a few blocks whatever n and m are. Of x and x itself
+    only half of the pairs are looked at, of copies only one.
     """
-    total = 0.0
+    total, alike = 0.0, x is y
+    (x, copies), (y, others) = _counted(x), _counted(y)
     for i in range(0, x.shape[0], _CHUNK):
         left = _dense(x[i : i + _CHUNK])
         left_square = np.einsum("ig,ig->i", left, left)
-        for j in range(0, y.shape[0], _CHUNK):
-            right = _dense(y[j : j + _CHUNK])
+        for j in range(i if alike else 0, y.shape[0], _CHUNK):
+            right = left if alike and j == i else _dense(y[j : j + _CHUNK])
             square = left_square[:, None] + np.einsum("jg,jg->j", right, right)[None, :]
             square -= 2.0 * (left @ right.T)
             np.maximum(square, SMALLEST_SQUARE, out=square)
-            total += float(np.sqrt(square, out=square).sum())
-    return total / (x.shape[0] * y.shape[0])
+            np.sqrt(square, out=square)
+            part = copies[i : i + _CHUNK] @ square @ others[j : j + _CHUNK]
+            total += float(part) * (2 if alike and j > i else 1)
+    return total / (copies.sum() * others.sum())
+
+
+def _counted(cells: sp.csr_matrix | Copies | np.ndarray) -> tuple[sp.csr_matrix | np.ndarray, np.ndarray]:
+    """(Cells [k, G], how often each is there [k], float64)."""
+    if isinstance(cells, Copies):
+        return cells.points, cells.counts.astype(np.float64)
+    return cells, np.ones(cells.shape[0])
 
 
 def energy(
-    predicted: sp.csr_matrix | np.ndarray,
+    predicted: sp.csr_matrix | Copies | np.ndarray,
     real: sp.csr_matrix | np.ndarray,
     real_spread: float | None = None,
 ) -> float:

@@ -18,7 +18,7 @@ from perturbdiff_jax.evaluation.metrics import METRICS
 from perturbdiff_jax.evaluation.real_tables import RealTables
 from perturbdiff_jax.evaluation.scoring import Scorer
 from perturbdiff_jax.evaluation.summary import CEILING
-from perturbdiff_jax.evaluation.threads import blas_threads
+from perturbdiff_jax.evaluation.threads import one_blas_thread
 
 POOLED = "all cell types together"  # cell_type of the pooled rows
 
@@ -91,7 +91,7 @@ def score_all(
     frames, changes, problems = [], [], []
     started = time.monotonic()
     for number, context in enumerate(contexts, 1):
-        with blas_threads(context.values):
+        with one_blas_thread():
             scorer = rule.scorer(context)
             for model, prediction in _models(context, predicted, rivals, seed):
                 frame, table, errors = scorer.score(pool(prediction))
@@ -125,7 +125,7 @@ def _score_together(contexts, predicted, rivals, rule, seed, problems: list[str]
     """Rows of one context that holds the cells of all, for every model: the same cells as in the rows by type."""
     whole = together(POOLED, {context.cell_type: context for context in contexts})
     frames = []
-    with blas_threads(whole.values):
+    with one_blas_thread():
         scorer = rule.scorer(whole)
         # Every context yields the same models in the same order, so one model's parts come together.
         for parts in zip(*(_models(context, predicted, rivals, seed) for context in contexts), strict=True):

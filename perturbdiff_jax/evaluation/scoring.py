@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
 from perturbdiff_jax.evaluation import celleval
 from perturbdiff_jax.evaluation.contexts import Context
@@ -20,7 +19,9 @@ from perturbdiff_jax.evaluation.metrics import (
     mean_of,
     r2,
 )
+from perturbdiff_jax.evaluation.populations import Population, written_out
 from perturbdiff_jax.evaluation.real_tables import RealTables
+from perturbdiff_jax.evaluation.threads import mapped
 
 DE_COLUMNS = ("cell_type", "perturbation", "gene", "real_padj", "pred_padj", "real_lfc", "pred_lfc")
 
@@ -44,10 +45,11 @@ class Scorer:
         self.real = context.pooled_real()
         self.control_mean = mean_of(context.pooled_control())
         self.real_means = {name: mean_of(cells) for name, cells in self.real.items()}
-        self.spread = {name: mean_distance(cells, cells) for name, cells in self.real.items()}
+        spread = mapped(lambda cells: mean_distance(cells, cells), self.real.values(), context.values)
+        self.spread = dict(zip(self.real, spread))
         self.celleval = celleval.ContextScorer(context, label, is_log1p, tables) if use_celleval else None
 
-    def score(self, predicted: Mapping[str, sp.csr_matrix | None]) -> tuple[pd.DataFrame, object, list[str]]:
+    def score(self, predicted: Mapping[str, Population | None]) -> tuple[pd.DataFrame, object, list[str]]:
         """(rows [perturbation x METRICS], predicted DE table or None, problems) of cells per perturbation.
 
         A perturbation whose prediction is None gets a row of NaN.
@@ -60,18 +62,24 @@ class Scorer:
             frame[list(scores.columns)] = scores
         else:
             nothing = np.full(len(self.context.genes), np.nan)
-            means = [nothing if predicted[name] is None else mean_of(predicted[name]) for name in names]
+            means = [
+                nothing if predicted[name] is None else mean_of(written_out(predicted[name]))
+                for name in names
+            ]
             real = np.stack([self.real_means[name] for name in names])
             for column, values in mean_metrics(
                 np.stack(means), real, self.control_mean, names, self.context.genes
             ).items():
                 frame[column] = values
-        for name in names:
-            cells = predicted[name]
-            if cells is None:
-                continue
-            frame.loc[name, "r2"] = r2(mean_of(cells), self.real_means[name])
-            frame.loc[name, "energy"] = energy(cells, self.real[name], self.spread[name])
+
+        def own(name: str) -> tuple[float, float]:
+            if predicted[name] is None:
+                return np.nan, np.nan
+            cells = written_out(predicted[name])
+            distance = energy(cells, self.real[name], self.spread[name])
+            return r2(mean_of(cells), self.real_means[name]), distance
+
+        frame[["r2", "energy"]] = mapped(own, names, self.context.values)
         frame.insert(0, "perturbation", names)
         frame.insert(0, "cell_type", self.context.cell_type)
         return frame.reset_index(drop=True), table, problems
