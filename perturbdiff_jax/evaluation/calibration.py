@@ -15,8 +15,9 @@ import pandas as pd
 from perturbdiff_jax.evaluation import spread
 from perturbdiff_jax.evaluation.contexts import Context, Prediction
 from perturbdiff_jax.evaluation.metrics import mean_distance, mean_of
+from perturbdiff_jax.evaluation.stages import stage
 from perturbdiff_jax.evaluation.summary import Interval, interval
-from perturbdiff_jax.evaluation.threads import one_blas_thread
+from perturbdiff_jax.evaluation.threads import mapped, one_blas_thread
 
 EXPRESSED = 0.05  # mean log1p: a gene below it in the real cells and the controls is next to never seen
 PAIRS = 10  # of draws whose distance is taken
@@ -39,6 +40,7 @@ COLUMNS = (
 )
 
 
+@stage("uncertainty")
 def calibrate(draws: Mapping[int, Prediction], context: Context, *, error: float = 0.0) -> pd.DataFrame:
     """One row (COLUMNS) for each (batch, perturbation) of the context that is predicted.
 
@@ -53,29 +55,36 @@ def calibrate(draws: Mapping[int, Prediction], context: Context, *, error: float
     mean half energy distance of pairs of draws; energy_between_batches: that of this batch's real cells and those of
     the perturbation's other batches, NaN where there are none; energy_to_real: of draws and real.
     """
-    rows = []
+    if not draws:
+        return pd.DataFrame(columns=list(COLUMNS))
     means = {batch: mean_of(cells) for batch, cells in context.control.items()}
+    values = context.values * len(draws)
+
+    def row(key: tuple[str, str]) -> dict:
+        real, found = context.real[key], predicted[key]
+        own = [mean_distance(cells, cells) for cells in found]
+        to_real = [_energy(cells, real, a, spreads[key]) for cells, a in zip(found, own)]
+        base = means[key[0]]
+        return {
+            "cell_type": context.cell_type,
+            "batch": key[0],
+            "perturbation": key[1],
+            "draws": len(found),
+            **_intervals(spread.drawn(found, base), real, base, error),
+            "energy_between_draws": _between(found, own),
+            "energy_between_batches": _other_batches(context, key, spreads),
+            "energy_to_real": float(np.mean(to_real)),
+        }
+
+    parts = {
+        key: [part[key] for part in draws.values() if part.get(key) is not None]
+        for key in sorted(context.real)
+    }
+    predicted = {key: found for key, found in parts.items() if found}
     with one_blas_thread():
-        spreads = {key: mean_distance(cells, cells) for key, cells in context.real.items()}
-        for key, real in sorted(context.real.items()):
-            found = [part[key] for part in draws.values() if part.get(key) is not None]
-            if found:
-                base = means[key[0]]
-                own = [mean_distance(cells, cells) for cells in found]
-                to_real = [_energy(cells, real, a, spreads[key]) for cells, a in zip(found, own)]
-                rows.append(
-                    {
-                        "cell_type": context.cell_type,
-                        "batch": key[0],
-                        "perturbation": key[1],
-                        "draws": len(found),
-                        **_intervals(spread.drawn(found, base), real, base, error),
-                        "energy_between_draws": _between(found, own),
-                        "energy_between_batches": _other_batches(context, key, spreads),
-                        "energy_to_real": float(np.mean(to_real)),
-                    }
-                )
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+        real = list(context.real.values())
+        spreads = dict(zip(context.real, mapped(lambda cells: mean_distance(cells, cells), real, values)))
+        return pd.DataFrame(mapped(row, predicted, values), columns=list(COLUMNS))
 
 
 def summary(rows: pd.DataFrame, seed: int = 0) -> dict[str, Interval]:

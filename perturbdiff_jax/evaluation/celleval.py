@@ -25,6 +25,7 @@ from perturbdiff_jax.evaluation.metrics import COUNTS, DE_METRICS, MEAN_METRICS,
 from perturbdiff_jax.evaluation.populations import Population, written_out
 from perturbdiff_jax.evaluation.rank_test import Reference
 from perturbdiff_jax.evaluation.real_tables import RealTables, content_key
+from perturbdiff_jax.evaluation.stages import stage
 from perturbdiff_jax.evaluation.threads import mapped
 
 PACKAGES = ("cell-eval", "pdex")
@@ -119,6 +120,7 @@ class ContextScorer:
             key = content_key(real, control, self.context.genes, self.label, settings)
             self.real_table = self.tables.get(key, lambda: self._quiet_table(real))
 
+    @stage("real differential expression")
     def _quiet_table(self, cells: Mapping[str, Population]):
         with quiet():
             return self._table(cells)
@@ -126,6 +128,7 @@ class ContextScorer:
     def _table(self, cells: Mapping[str, Population]):
         return expression_table(cells, self.reference, self.context.genes, self.label, is_log1p=self.is_log1p)
 
+    @stage("cell-eval's metrics")
     def score(self, predicted: Mapping[str, Population | None]) -> tuple[pd.DataFrame, object, list[str]]:
         """Metrics [perturbation x metric], the predicted side's pdex table and what went wrong.
 
@@ -133,18 +136,22 @@ class ContextScorer:
         undefined: such a row is NaN; its real effect stays a candidate of the discrimination scores.
         """
         import polars as pl
-        from cell_eval import MetricsEvaluator
-        from cell_eval.metrics import metrics_registry
+
+        with stage("start of cell-eval"):
+            from cell_eval import MetricsEvaluator
+            from cell_eval.metrics import metrics_registry
 
         defined = {name: cells for name, cells in predicted.items() if cells is not None}
         columns = [*DE_METRICS, *MEAN_METRICS, *COUNTS]
         frame = pd.DataFrame(np.nan, index=sorted(self.real_means), columns=columns)
         if not defined:
             return frame, None, []
-        found = mapped(lambda name: mean_of(written_out(defined[name])), defined, self.context.values)
+        with stage("mean cells"):
+            found = mapped(lambda name: mean_of(written_out(defined[name])), defined, self.context.values)
         means = {**dict.fromkeys(predicted, self.control_mean), **dict(zip(defined, found))}
         with quiet() as errors, tempfile.TemporaryDirectory() as folder:
-            table = self._table(defined)
+            with stage("predicted differential expression"):
+                table = self._table(defined)
             evaluator = MetricsEvaluator(
                 _mean_cells({**means, self.label: self.control_mean}, self.context.genes),
                 _mean_cells({**self.real_means, self.label: self.control_mean}, self.context.genes),

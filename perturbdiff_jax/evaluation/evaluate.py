@@ -11,7 +11,15 @@ from collections.abc import Callable, Collection, Mapping
 import pandas as pd
 
 from perturbdiff_jax.errors import RequestError, shorten
-from perturbdiff_jax.evaluation import calibration, celleval, exports, model_rows, neighbourhood, outputs
+from perturbdiff_jax.evaluation import (
+    calibration,
+    celleval,
+    exports,
+    expression,
+    model_rows,
+    neighbourhood,
+    outputs,
+)
 from perturbdiff_jax.evaluation.baselines import Training, training_of
 from perturbdiff_jax.evaluation.columns import find_keys, open_store, real_look
 from perturbdiff_jax.evaluation.contexts import pool
@@ -21,6 +29,7 @@ from perturbdiff_jax.evaluation.predicted import Predicted, named, read_all
 from perturbdiff_jax.evaluation.projection import project, sample
 from perturbdiff_jax.evaluation.real_cells import read_contexts
 from perturbdiff_jax.evaluation.real_tables import FOLDER, RealTables
+from perturbdiff_jax.evaluation.stages import so_far, stage, timed
 from perturbdiff_jax.evaluation.summary import (
     Summary,
     by_cell_type,
@@ -47,6 +56,7 @@ class Evaluation:
     pooled: pd.DataFrame | None = None
 
 
+@timed()
 def evaluate(
     pred,
     real,
@@ -152,10 +162,24 @@ def evaluate(
     drawn = pd.concat(judged)
     if len(drawn):
         summaries["calibration"] = calibration.summary(drawn, seed)
+    shown = sample(
+        contexts,
+        {name: pool(part) for name, part in cells[first].items()},
+        control,
+        model_rows.generator(seed, "projection"),
+    )
+    no_umap = neighbourhood.why_not(shown)
+    pictured = {
+        outputs.PCA_FILE: project(shown),
+        outputs.UMAP_FILE: None if no_umap else neighbourhood.embed(shown, seed),
+        outputs.CHANGES_FILE: mean_changes(contexts, cells[first], draws, error),
+        outputs.CALIBRATION_FILE: drawn,
+    }
     settings = {
         "keys": dataclasses.asdict(keys),
         "seed": seed,
         "de_is_log1p": is_log1p,
+        "de_by": expression.maker(),
         "genes": len(predicted.genes),
         "control_rule": "real control cells of the same contexts on both sides, for every model",
         "scored_on": "the conditions and genes that all predictions have",
@@ -172,22 +196,11 @@ def evaluate(
         "conditions_not_in_real": len(predicted.conditions) - counts["real"]["conditions"],
         "model_error": predicted.errors.get(first),
         "real_de_tables": {"read": tables.read, "computed": tables.computed},
+        "no_umap": no_umap,
         "problems": found.problems,
         "undefined_rows": undefined(found.rows),
         "seconds": round(time.monotonic() - started, 1),
-    }
-    shown = sample(
-        contexts,
-        {name: pool(part) for name, part in cells[first].items()},
-        control,
-        model_rows.generator(seed, "projection"),
-    )
-    settings["no_umap"] = neighbourhood.why_not(shown)
-    pictured = {
-        outputs.PCA_FILE: project(shown),
-        outputs.UMAP_FILE: None if settings["no_umap"] else neighbourhood.embed(shown, seed),
-        outputs.CHANGES_FILE: mean_changes(contexts, cells[first], draws, error),
-        outputs.CALIBRATION_FILE: drawn,
+        "stages": so_far(),
     }
     outputs.write_all(output, found, summaries, settings, pictured)
     exports.write_exports(output, export, contexts, cells, keys, echo)
@@ -198,6 +211,7 @@ def evaluate(
     return Evaluation(found.rows, summary, settings, output, found.pooled)
 
 
+@stage("training cells")
 def _training(store, genes: tuple[str, ...]) -> Training:
     missing = [gene for gene in genes if gene not in set(store.genes)]
     if missing:

@@ -4,6 +4,8 @@ A pair holds what our own scores are made of: the same genes in the same order, 
 type, the real control cells on both sides, float32 log1p values, the columns' names as they were given.
 """
 
+import contextlib
+import json
 import os
 import pathlib
 import shlex
@@ -18,6 +20,7 @@ from perturbdiff_jax.evaluation.inputs import Keys
 
 FORMATS = ("cell-eval", "cell-eval2")
 REAL_FILE = "real.h5ad"
+LIST_FILE = "exported.json"  # the files of a folder that are ours: no other is ever removed
 
 
 def check_formats(formats: Collection[str]) -> None:
@@ -70,7 +73,8 @@ def write_exports(
 ) -> None:
     """Writes `output`/FORMAT/real.h5ad and NAME.pred.h5ad for every prediction; says how to score them there.
 
-    predicted[name][cell type]: cells per (batch, perturbation). Each file is written aside and renamed.
+    predicted[name][cell type]: cells per (batch, perturbation). Each file is written aside and renamed. What an earlier
+    export left in the folder and this one does not write is removed.
     """
     for kind in dict.fromkeys(formats):
         folder = output / kind
@@ -78,10 +82,35 @@ def write_exports(
             folder.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
             raise RequestError(f"export: {folder} is a file; move it away.") from error
+        names = {REAL_FILE, *map(file_of, predicted)}
+        ours = _listed(folder)
+        _write_list(folder, names | ours)  # before the files: one that is killed in between owns up to them
         _write(pair_side(contexts, {c.cell_type: c.real for c in contexts}, keys, "real"), folder / REAL_FILE)
         for name, cells in predicted.items():
             _write(pair_side(contexts, cells, keys, "pred"), folder / file_of(name))
             echo(f"export: {_command(kind, folder, name, keys)}")
+        for stale in ours - names:
+            (folder / stale).unlink(missing_ok=True)
+        _write_list(folder, names)
+
+
+def _listed(folder: pathlib.Path) -> set[str]:
+    """The files that LIST_FILE says are ours; none when it is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        names = json.loads((folder / LIST_FILE).read_text())
+        if isinstance(names, list):
+            return {name for name in names if isinstance(name, str) and _is_ours(name)}
+    return set()
+
+
+def _is_ours(name: str) -> bool:
+    return name == REAL_FILE or (name.endswith(file_of("")) and pathlib.PurePath(name).name == name)
+
+
+def _write_list(folder: pathlib.Path, names: Collection[str]) -> None:
+    temporary = folder / f".{LIST_FILE}.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps(sorted(names), indent=1) + "\n")
+    os.replace(temporary, folder / LIST_FILE)
 
 
 def _write(adata: ad.AnnData, path: pathlib.Path) -> None:

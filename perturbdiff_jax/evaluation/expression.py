@@ -24,9 +24,19 @@ FOLLOWED = ("0.3.0",)  # versions of pdex whose numbers ours are
 _KEY = "perturbation"
 
 
-def follows() -> bool:
-    """Whether the installed pdex is one whose table is made here."""
-    return importlib.metadata.version("pdex") in FOLLOWED
+def _version() -> str | None:
+    try:
+        return importlib.metadata.version("pdex")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def maker() -> str | None:
+    """Whose code makes the tables, for the record; None without pdex."""
+    version = _version()
+    if version in FOLLOWED:
+        return f"perturbdiff_jax, with the numbers of pdex {version}"
+    return None if version is None else f"pdex {version}"
 
 
 def expression_table(
@@ -42,7 +52,7 @@ def expression_table(
     Fold changes are those of expm1(mean log1p). `is_log1p=False` takes the logarithm once more: what
     cell-eval does under allow_discrete=True. Only fold changes and what ranks by them depend on it.
     """
-    if not follows():
+    if _version() not in FOLLOWED:
         return _by_pdex(cells, getattr(control, "cells", control), genes, label, is_log1p)
     reference = control if isinstance(control, Reference) else Reference.of(control)
     names = sorted(cells)

@@ -94,11 +94,6 @@ def discrimination(
     return scores
 
 
-def _dense(cells: sp.csr_matrix | np.ndarray) -> np.ndarray:
-    array = cells.toarray() if sp.issparse(cells) else np.asarray(cells)
-    return array.astype(np.float64) / ENERGY_DIVISOR
-
-
 def mean_distance(x: sp.csr_matrix | Copies | np.ndarray, y: sp.csr_matrix | Copies | np.ndarray) -> float:
     """Mean Euclidean distance between all pairs of cells of x [n, G] and y [m, G], both divided by 10.
 
@@ -106,15 +101,17 @@ def mean_distance(x: sp.csr_matrix | Copies | np.ndarray, y: sp.csr_matrix | Cop
     coincide), in blocks of 2,048 cells, so memory stays at a few blocks whatever n and m are. Of x and x itself
     only half of the pairs are looked at, of copies only one.
     """
-    total, alike = 0.0, x is y
+    if isinstance(y, Copies) and not isinstance(x, Copies):
+        x, y = y, x
+    total, alike, few = 0.0, x is y, isinstance(x, Copies)
     (x, copies), (y, others) = _counted(x), _counted(y)
     for i in range(0, x.shape[0], _CHUNK):
         left = _dense(x[i : i + _CHUNK])
         left_square = np.einsum("ig,ig->i", left, left)
         for j in range(i if alike else 0, y.shape[0], _CHUNK):
-            right = left if alike and j == i else _dense(y[j : j + _CHUNK])
-            square = left_square[:, None] + np.einsum("jg,jg->j", right, right)[None, :]
-            square -= 2.0 * (left @ right.T)
+            right = left if alike and j == i else (_scaled if few else _dense)(y[j : j + _CHUNK])
+            square = left_square[:, None] + _squares(right)[None, :]
+            square -= 2.0 * ((right @ left.T).T if few else left @ right.T)
             np.maximum(square, SMALLEST_SQUARE, out=square)
             np.sqrt(square, out=square)
             part = copies[i : i + _CHUNK] @ square @ others[j : j + _CHUNK]
@@ -127,6 +124,25 @@ def _counted(cells: sp.csr_matrix | Copies | np.ndarray) -> tuple[sp.csr_matrix 
     if isinstance(cells, Copies):
         return cells.points, cells.counts.astype(np.float64)
     return cells, np.ones(cells.shape[0])
+
+
+def _scaled(cells: sp.csr_matrix | np.ndarray) -> sp.csr_matrix | np.ndarray:
+    if not sp.issparse(cells):
+        return cells.astype(np.float64) / ENERGY_DIVISOR
+    data = cells.data.astype(np.float64) / ENERGY_DIVISOR
+    return sp.csr_matrix((data, cells.indices, cells.indptr), shape=cells.shape)
+
+
+def _dense(cells: sp.csr_matrix | np.ndarray) -> np.ndarray:
+    scaled = _scaled(cells)
+    return scaled.toarray() if sp.issparse(scaled) else scaled
+
+
+def _squares(cells: sp.csr_matrix | np.ndarray) -> np.ndarray:
+    """Squared lengths of cells [m, G]."""
+    if sp.issparse(cells):
+        return np.asarray(cells.multiply(cells).sum(axis=1)).ravel()
+    return np.einsum("jg,jg->j", cells, cells)
 
 
 def energy(

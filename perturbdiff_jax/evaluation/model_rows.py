@@ -17,6 +17,7 @@ from perturbdiff_jax.evaluation.linear import Linear
 from perturbdiff_jax.evaluation.metrics import METRICS
 from perturbdiff_jax.evaluation.real_tables import RealTables
 from perturbdiff_jax.evaluation.scoring import Scorer
+from perturbdiff_jax.evaluation.stages import stage
 from perturbdiff_jax.evaluation.summary import CEILING
 from perturbdiff_jax.evaluation.threads import one_blas_thread
 
@@ -32,6 +33,7 @@ class Rivals:
     linear: Linear | None
 
     @classmethod
+    @stage("training cells")
     def fit(cls, training: Training | None, genes: tuple[str, ...]) -> "Rivals":
         if training is None:
             return cls(None, None, None)

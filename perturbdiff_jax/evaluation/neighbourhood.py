@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from perturbdiff_jax.evaluation.projection import Drawn, principal_axes
+from perturbdiff_jax.evaluation.stages import stage
 
 UMAP_COLUMNS = ("cell_type", "perturbation", "kind", "umap1", "umap2")
 LEAST = 500  # cells; a map of fewer shows the start of the optimisation more than the cells
@@ -41,6 +42,7 @@ def why_not(drawn: Sequence[Drawn]) -> str | None:
     return None
 
 
+@stage("umap")
 def embed(drawn: Sequence[Drawn], seed: int) -> pd.DataFrame:
     """UMAP_COLUMNS of at most MOST of the cells, from every part the same share; the same numbers for a seed.
 

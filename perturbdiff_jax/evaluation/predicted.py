@@ -20,6 +20,7 @@ from perturbdiff_jax.evaluation.contexts import Context, Prediction, stack
 from perturbdiff_jax.evaluation.inputs import DRAW, FIELDS, Keys, Side, read_predicted
 from perturbdiff_jax.evaluation.metrics import mean_of, pearson
 from perturbdiff_jax.evaluation.real_cells import Triple, triples
+from perturbdiff_jax.evaluation.stages import stage
 from perturbdiff_jax.evaluation.summary import CEILING, OURS
 
 RESERVED = (*TRAINED_BASELINES, "control", CEILING)
@@ -101,6 +102,7 @@ def named(pred) -> dict[str, object]:
     return dict(pred)
 
 
+@stage("reading")
 def read_all(
     sources: Mapping[str, object],
     keys: Keys,

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from scipy.sparse.linalg import svds
 
 from perturbdiff_jax.evaluation.contexts import Context
+from perturbdiff_jax.evaluation.stages import stage
 
 PER_GROUP = 100  # cells of a kind in a (cell type, perturbation), at most
 MOST_CELLS = 6_000  # cells in all
@@ -71,6 +72,7 @@ def principal_axes(cells: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarra
     return mean, axes * np.where(signs == 0, 1.0, signs)[:, None]
 
 
+@stage("plane of cells")
 def project(drawn: Sequence[Drawn]) -> pd.DataFrame:
     """PCA_COLUMNS of the cells."""
     fitted = np.vstack([part.cells for part in drawn if part.kind != "predicted"])

@@ -26,6 +26,7 @@ from perturbdiff_jax.evaluation.inputs import (
     rows_of,
     whole_numbers,
 )
+from perturbdiff_jax.evaluation.stages import stage
 
 DEFAULT_TARGET_SUM = 1e4
 Triple = tuple[str, str, str]  # perturbation, cell type, batch
@@ -76,6 +77,7 @@ def from_store(
     return store.to_anndata(np.array(controls + test)), answered
 
 
+@stage("reading")
 def read_contexts(
     source,
     keys: Keys,

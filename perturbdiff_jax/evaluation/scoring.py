@@ -21,6 +21,7 @@ from perturbdiff_jax.evaluation.metrics import (
 )
 from perturbdiff_jax.evaluation.populations import Population, written_out
 from perturbdiff_jax.evaluation.real_tables import RealTables
+from perturbdiff_jax.evaluation.stages import stage
 from perturbdiff_jax.evaluation.threads import mapped
 
 DE_COLUMNS = ("cell_type", "perturbation", "gene", "real_padj", "pred_padj", "real_lfc", "pred_lfc")
@@ -45,7 +46,8 @@ class Scorer:
         self.real = context.pooled_real()
         self.control_mean = mean_of(context.pooled_control())
         self.real_means = {name: mean_of(cells) for name, cells in self.real.items()}
-        spread = mapped(lambda cells: mean_distance(cells, cells), self.real.values(), context.values)
+        with stage("energy distances"):
+            spread = mapped(lambda cells: mean_distance(cells, cells), self.real.values(), context.values)
         self.spread = dict(zip(self.real, spread))
         self.celleval = celleval.ContextScorer(context, label, is_log1p, tables) if use_celleval else None
 
@@ -79,7 +81,8 @@ class Scorer:
             distance = energy(cells, self.real[name], self.spread[name])
             return r2(mean_of(cells), self.real_means[name]), distance
 
-        frame[["r2", "energy"]] = mapped(own, names, self.context.values)
+        with stage("energy distances"):
+            frame[["r2", "energy"]] = mapped(own, names, self.context.values)
         frame.insert(0, "perturbation", names)
         frame.insert(0, "cell_type", self.context.cell_type)
         return frame.reset_index(drop=True), table, problems

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from perturbdiff_jax.evaluation.metrics import COUNTS, LOWER_IS_BETTER, METRICS, PER_CONTEXT
+from perturbdiff_jax.evaluation.stages import stage
 
 OURS = "perturbdiff"
 CEILING = "ceiling"
@@ -50,6 +51,7 @@ def interval(values: np.ndarray, seed: int = 0) -> Interval:
     return {"mean": float(values.mean()), "low": float(low), "high": float(high), "count": int(values.size)}
 
 
+@stage("intervals")
 def summarise(rows: pd.DataFrame, seed: int = 0) -> Summary:
     """Summary of rows (columns model, cell_type, perturbation, METRICS): per model, in the rows' order.
 
