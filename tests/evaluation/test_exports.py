@@ -33,7 +33,7 @@ def test_both_tools_and_all_predictions(exported):
     assert EXPORTS == exports.FORMATS
     for tool in exports.FORMATS:
         names = sorted(path.name for path in (output / tool).iterdir())
-        assert names == ["ours.pred.h5ad", "real.h5ad", "state.pred.h5ad"]
+        assert names == ["exported.json", "ours.pred.h5ad", "real.h5ad", "state.pred.h5ad"]
         assert sum(f"export: {tool} run " in line for line in said) == 2
 
 
@@ -149,3 +149,28 @@ def test_an_unknown_tool_is_refused_first(tmp_path):
     with pytest.raises(RequestError, match=r"(?s)cell-evil.*cell-eval, cell-eval2"):
         evaluated(tmp_path / "out", prediction(screen()), export=["cell-evil"])
     assert not (tmp_path / "out").exists()
+
+
+def test_what_an_earlier_export_wrote_goes_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(celleval, "installed", lambda: False)
+    raw = screen()
+    folder = tmp_path / "run" / "cell-eval"
+
+    def export(names):
+        evaluated(tmp_path / "run", {name: prediction(raw) for name in names}, export="cell-eval")
+        return {path.name for path in folder.iterdir()}
+
+    own = {exports.REAL_FILE, exports.LIST_FILE}
+    assert export(["a", "b"]) == {"a.pred.h5ad", "b.pred.h5ad", *own}
+    (folder / "mine.pred.h5ad").write_text("somebody else's")
+    (folder / "a.scores").mkdir()
+    assert export(["b"]) == {"b.pred.h5ad", "mine.pred.h5ad", "a.scores", *own}
+    # A list that somebody changed leads nowhere outside the folder, a damaged one to nothing.
+    outside = tmp_path / "run" / "x.pred.h5ad"
+    outside.write_text("")
+    (folder / exports.LIST_FILE).write_text(json.dumps(["../x.pred.h5ad", "a.scores", "mine.txt", 3]))
+    (folder / "mine.txt").write_text("")
+    export(["b"])
+    (folder / exports.LIST_FILE).write_text("{")
+    assert export(["c"]) >= {"b.pred.h5ad", "c.pred.h5ad", "mine.pred.h5ad", "mine.txt", "a.scores"}
+    assert outside.exists()
