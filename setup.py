@@ -15,7 +15,9 @@ VERSION = re.search(
 EVAL = ["cell-eval>=0.8.2,<0.9", "matplotlib>=3.9,<4", "umap-learn>=0.5.7,<0.6"]
 TEST = [
     *EVAL,
+    "ipykernel>=6.29,<8",
     "moto[server]>=5,<6",
+    "nbclient>=0.10,<0.12",
     "playwright>=1.49,<2",
     "pytest>=8,<10",
     "pytest-xdist>=3.5,<4",
