@@ -111,5 +111,5 @@ def write_all(
 
 def _write_table(table: pd.DataFrame, path: pathlib.Path) -> None:
     # mtime 0: the same numbers make the same bytes. The temporary name does not end like the file's.
-    packed = {"method": "gzip", "mtime": 0} if ".csv.gz." in path.name else None
+    packed = {"method": "gzip", "compresslevel": 5, "mtime": 0} if ".csv.gz." in path.name else None
     table.to_csv(path, index=False, float_format="%.6g", compression=packed)
