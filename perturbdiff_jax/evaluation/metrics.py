@@ -41,10 +41,12 @@ _CHUNK = 2048  # cells per block of the distance matrix
 
 
 def mean_of(cells: sp.csr_matrix | Copies | np.ndarray) -> np.ndarray:
-    """Mean cell [G] (float64) of cells [n, G]."""
+    """Mean cell [G] (float64) of cells [n, G], added up in float64."""
     if isinstance(cells, Copies):
-        return cells.mean32().astype(np.float64)  # what the same cells as CSR have
-    return np.asarray(cells.mean(axis=0, dtype=np.float64)).ravel()
+        return (cells.counts @ cells.points.astype(np.float64)) / cells.shape[0]
+    if sp.issparse(cells):  # its own mean adds float32 numbers in float32
+        return (np.ones(cells.shape[0]) @ cells) / cells.shape[0]
+    return cells.mean(axis=0, dtype=np.float64)
 
 
 def r2(predicted: np.ndarray, real: np.ndarray) -> float:

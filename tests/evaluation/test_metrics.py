@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from scipy.spatial.distance import cdist
 
 from perturbdiff_jax.evaluation import metrics
+from perturbdiff_jax.evaluation.populations import Copies
 
 
 def cells(seed, n=30, genes=12):
@@ -110,3 +111,14 @@ def test_mean_metrics_equal_cell_eval():
     for metric, values in found.items():
         np.testing.assert_allclose(values, wanted[metric].to_numpy()[order], rtol=2e-5, err_msg=metric)
     assert len(set(found["discrimination_score_l1"])) > 1  # else the check could not see a wrong rank
+
+
+def test_the_mean_is_added_up_in_float64():
+    cells = np.float32(3.0) + np.random.default_rng(0).random((20_000, 3), dtype=np.float32)
+    exact = cells.astype(np.float64).mean(axis=0)
+    copies = Copies(sp.csr_matrix(cells[:2]), np.array([19_999, 1]))
+    np.testing.assert_allclose(metrics.mean_of(sp.csr_matrix(cells)), exact, rtol=1e-12)
+    np.testing.assert_allclose(metrics.mean_of(cells), exact, rtol=1e-12)
+    np.testing.assert_allclose(
+        metrics.mean_of(copies), copies.toarray().astype(float).mean(axis=0), rtol=1e-12
+    )
