@@ -15,6 +15,7 @@ import pandas as pd
 from perturbdiff_jax.evaluation import spread
 from perturbdiff_jax.evaluation.contexts import Context, Prediction
 from perturbdiff_jax.evaluation.metrics import mean_distance, mean_of
+from perturbdiff_jax.evaluation.spread import TRUSTED, Error
 from perturbdiff_jax.evaluation.stages import stage
 from perturbdiff_jax.evaluation.summary import Interval, interval
 from perturbdiff_jax.evaluation.threads import mapped, one_blas_thread
@@ -41,13 +42,13 @@ COLUMNS = (
 
 
 @stage("uncertainty")
-def calibrate(draws: Mapping[int, Prediction], context: Context, *, error: float = 0.0) -> pd.DataFrame:
+def calibrate(draws: Mapping[int, Prediction], context: Context, *, error: Error = TRUSTED) -> pd.DataFrame:
     """One row (COLUMNS) for each (batch, perturbation) of the context that is predicted.
 
     Args:
       draws: number of a draw -> its cells per (batch, perturbation), log1p-normalised CSR [n, G].
       context: real cells and their controls.
-      error: the model error that intervals count with (spread.py).
+      error: what the model errs, which intervals count with (spread.py).
 
     coverage_*: share of genes (expressed, and not the same in all cells) whose real change lies in the interval;
     plain_*: the same without the model error; half_width_80: mean over genes, log1p; spread: mean over genes of the
@@ -92,7 +93,7 @@ def summary(rows: pd.DataFrame, seed: int = 0) -> dict[str, Interval]:
     return {name: interval(rows[name].to_numpy(dtype=float), seed) for name in COLUMNS[3:]}
 
 
-def lines(rows: pd.DataFrame, error: float) -> list[str]:
+def lines(rows: pd.DataFrame, error: Error) -> list[str]:
     """What `calibrate` found, in a sentence or two."""
     means = rows[list(COLUMNS[3:])].mean()
 
@@ -100,7 +101,8 @@ def lines(rows: pd.DataFrame, error: float) -> list[str]:
         return ", ".join(f"{100 * means[name]:.0f}" for name in names)
 
     nominal = ", ".join(f"{100 * level:g}" for level in spread.LEVELS)
-    counted = f"; {shares(PLAIN)} % without the model's error" if error else " (its error is not known)"
+    known = error != TRUSTED
+    counted = f"; {shares(PLAIN)} % without the model's error" if known else " (its error is not known)"
     said = [
         f"uncertainty: {len(rows)} conditions with {means['draws']:.3g} draws each; the {nominal} % intervals hold the "
         f"real mean change of {shares(COVERAGE)} % of the genes{counted}"
@@ -119,12 +121,12 @@ def expressed(control: np.ndarray, real: np.ndarray) -> np.ndarray:
     return np.maximum(control, real) >= EXPRESSED
 
 
-def _intervals(draws: spread.Drawn, real, control: np.ndarray, error: float) -> dict[str, float]:
+def _intervals(draws: spread.Drawn, real, control: np.ndarray, error: Error) -> dict[str, float]:
     truth = mean_of(real)
     kept = expressed(control, truth)
     draws, change, cells = draws.at(kept), (truth - control)[kept], real.shape[0]
     shares = {}
-    for names, counted in ((COVERAGE, error), (PLAIN, 0.0)):
+    for names, counted in ((COVERAGE, error), (PLAIN, TRUSTED)):
         for name, level in zip(names, spread.LEVELS):
             shares[name] = _mean(spread.coverage(draws, change, level, error=counted, cells=cells))
     low, high = spread.interval(draws, 0.8, error=error, cells=cells)

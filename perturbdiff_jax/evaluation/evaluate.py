@@ -19,6 +19,7 @@ from perturbdiff_jax.evaluation import (
     model_rows,
     neighbourhood,
     outputs,
+    spread,
 )
 from perturbdiff_jax.evaluation.baselines import Training, training_of
 from perturbdiff_jax.evaluation.columns import find_keys, open_store, real_look
@@ -144,10 +145,8 @@ def evaluate(
     rule = model_rows.Rule(control, celleval.installed(), is_log1p, tables)
     found = model_rows.score_all(contexts, cells, rivals, rule, seed=seed, pooled=pooled, echo=echo)
     if tables.read:
-        total = tables.read + tables.computed
-        echo(
-            f"real cells' differential expression: {tables.read} of {total} tables read from {tables.directory}"
-        )
+        share = f"{tables.read} of {tables.read + tables.computed} tables"
+        echo(f"real cells' differential expression: {share} read from {tables.directory}")
     summary = summarise(found.rows, seed)
     summaries = {"models": summary}
     if len(contexts) > 1:
@@ -156,10 +155,9 @@ def evaluate(
         summaries["pooled"] = summarise(found.pooled, seed)
     counts = _cell_counts(contexts, cells)
     first = next(iter(cells))
-    error = predicted.errors.get(first, 0.0)
+    error = predicted.errors.get(first, spread.TRUSTED)
     draws = {one.cell_type: predicted.draws_for(first, one) for one in contexts}
-    judged = [calibration.calibrate(draws[one.cell_type], one, error=error) for one in contexts]
-    drawn = pd.concat(judged)
+    drawn = pd.concat(calibration.calibrate(draws[one.cell_type], one, error=error) for one in contexts)
     if len(drawn):
         summaries["calibration"] = calibration.summary(drawn, seed)
     shown = sample(
@@ -194,7 +192,7 @@ def evaluate(
         "genes_by_position_correlation": order,
         "conditions_left_out": predicted.left_out,
         "conditions_not_in_real": len(predicted.conditions) - counts["real"]["conditions"],
-        "model_error": predicted.errors.get(first),
+        "model_error": vars(error) if first in predicted.errors else None,
         "real_de_tables": {"read": tables.read, "computed": tables.computed},
         "no_umap": no_umap,
         "problems": found.problems,

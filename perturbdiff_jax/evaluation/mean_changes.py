@@ -23,7 +23,7 @@ def mean_changes(
     contexts: Sequence[Context],
     predicted: Mapping[str, Prediction],
     draws: Mapping[str, Mapping[int, Prediction]],
-    error: float = 0.0,
+    error: spread.Error = spread.TRUSTED,
 ) -> pd.DataFrame:
     """COLUMNS of the kept genes of every condition, largest real change first.
 
@@ -31,7 +31,7 @@ def mean_changes(
       contexts: real cells and their controls.
       predicted: cell type -> the prediction's cells per (batch, perturbation).
       draws: cell type -> number of a draw -> the same; empty for files that number no draws.
-      error: the model error that intervals count with (spread.py).
+      error: what the model errs, which intervals count with (spread.py).
 
     Changes are differences of mean log1p expression from the pooled real control cells, of several draws their mean.
     low, high: the interval in which the mean change of as many cells as the real ones lies with probability LEVEL

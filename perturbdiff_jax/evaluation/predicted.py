@@ -15,6 +15,7 @@ import anndata as ad
 import numpy as np
 
 from perturbdiff_jax.errors import RequestError, shorten
+from perturbdiff_jax.evaluation import spread
 from perturbdiff_jax.evaluation.baselines import TRAINED_BASELINES
 from perturbdiff_jax.evaluation.contexts import Context, Prediction, stack
 from perturbdiff_jax.evaluation.inputs import DRAW, FIELDS, Keys, Side, read_predicted
@@ -33,8 +34,7 @@ class Predicted:
     """`sides` by name: their cells [n, G] share `genes` in one order; `conditions` are those of all of them.
 
     `target_sum`: counts per cell that they were normalised to, where one of them says so. `account` by name, for
-    the record: cells and conditions scored, what was left out. `errors`: the model error that intervals count with
-    (spread.py), of those that tell it.
+    the record: cells and conditions scored, what was left out. `errors`: what models err, of those that tell it.
     """
 
     sides: Mapping[str, Side]
@@ -43,7 +43,7 @@ class Predicted:
     target_sum: float | None
     account: Mapping[str, dict]
     left_out: list[str]  # conditions that not all of them have: "perturbation / cell type / batch"
-    errors: Mapping[str, float]
+    errors: Mapping[str, spread.Error]
 
     def order_check(self, contexts: Sequence[Context]) -> dict[str, float]:
         """By name, Pearson correlation over genes of the mean predicted with the mean real control cell.
@@ -127,8 +127,8 @@ def read_all(
             side = dataclasses.replace(side, genes=genes)
         if facts.get("target_sum") is not None:
             sums[name] = float(facts["target_sum"])
-        if facts.get("model_error") is not None:
-            errors[name] = float(facts["model_error"])
+        if (error := spread.Error.read(facts.get("model_error"))) is not None:
+            errors[name] = error
         sides[name] = side
         account[name] = {"file": _file(source), "genes_by_position": name in renamed}
     if by_position:

@@ -64,7 +64,7 @@ def gene_table(predicted: anndata.AnnData, *, calls: bool = True) -> Iterator[pd
     for condition, mine in rows[~is_control].groupby(list(CONDITION), sort=True):
         control = contexts[controls.resolve(*condition[1:])[0]]
         parts = [_cells(predicted, part.index.to_numpy()) for _, part in mine.groupby("draw", sort=True)]
-        known = float(told.get("model_error", 0.0))
+        known = spread.Error.read(told.get("model_error")) or spread.TRUSTED
         yield _condition(condition, parts, control, list(predicted.var_names), calls, known)
 
 
@@ -111,7 +111,7 @@ def _cells(predicted: anndata.AnnData, rows: np.ndarray) -> sp.csr_matrix:
 
 
 def _condition(
-    condition, draws: list[sp.csr_matrix], control, genes: list[str], calls: bool, error: float
+    condition, draws: list[sp.csr_matrix], control, genes: list[str], calls: bool, error: spread.Error
 ) -> pd.DataFrame:
     base = mean_of(control)
     found = spread.drawn(draws, base)

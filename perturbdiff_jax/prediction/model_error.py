@@ -1,6 +1,6 @@
 """How much a model errs on conditions that it was not trained on, learned once and kept in its bundle.
 
-BUNDLE/model_error.json     the error e of evaluation/spread.py, and what it was learned from
+BUNDLE/model_error.json     the error of evaluation/spread.py, and what it was learned from
 
 Every prediction of the bundle's checkpoint takes it along, so that intervals are those of the model's mistakes as well,
 not of its draws alone.
@@ -8,7 +8,6 @@ not of its draws alone.
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ class ModelError:
     conditions that it was learned from.
     """
 
-    value: float
+    value: spread.Error
     checkpoint_step: int
     store: str
     split: str
@@ -50,14 +49,10 @@ class ModelError:
 
     def told(self) -> str:
         """A sentence for people."""
-        cells = (
-            f"as the mean of {1 / self.value:.0f} cells" if self.value > 0 else "no more than its draws say"
-        )
         return (
-            f"model error: {self.value:.3g} (it errs as much {cells}), learned on {self.conditions} {self.split} "
-            f"conditions; 80 % intervals hold {100 * self.after[1]:.0f} % of the genes there, without it "
-            f"{100 * self.before[1]:.0f} %"
-        ).replace("as much no more", "no more")
+            f"model error: it errs {self.value.told()}; learned on {self.conditions} {self.split} conditions, where "
+            f"80 % intervals hold {100 * self.after[1]:.0f} % of the genes, without it {100 * self.before[1]:.0f} %"
+        )
 
 
 def learn(
@@ -98,7 +93,7 @@ def learn(
             known.append(_compared(store, int(design["group"].iloc[len(known)]), found, request.controls))
             found = []
     value = spread.model_error(known)
-    if math.isnan(value):
+    if value is None:
         raise RequestError(f"{store.path}: no gene is expressed in the {split} split; nothing to learn from.")
     return ModelError(
         value=value,
@@ -109,7 +104,7 @@ def learn(
         draws=draws,
         draw_batches=draw_batches,
         sampler=dataclasses.asdict(model.options.sampler),
-        before=_shares(known, 0.0),
+        before=_shares(known, spread.TRUSTED),
         after=_shares(known, value),
     )
 
@@ -121,7 +116,7 @@ def _compared(store: Store, group: int, found: list, controls) -> tuple[spread.D
     return spread.drawn(found, base).at(kept), (truth - base)[kept], size
 
 
-def _shares(known: list, error: float) -> list[float]:
+def _shares(known: list, error: spread.Error) -> list[float]:
     def share(level: float) -> float:
         inside = [spread.coverage(draws, truth, level, error=error, cells=n) for draws, truth, n in known]
         return float(np.mean([np.nanmean(one) for one in inside if np.isfinite(one).any()]))
@@ -149,9 +144,10 @@ def read(bundle: str | Path, step: int) -> ModelError | None:
         facts = json.loads(path.read_text())
         if facts.pop("format") != FORMAT:
             raise ValueError("another format")
-        found = ModelError(**facts)
-        if not 0 <= float(found.value) < math.inf:
-            raise ValueError(f"value {found.value}")
+        value = spread.Error.read(facts.pop("value"))
+        if value is None:
+            raise ValueError("no error of cells and of change")
+        found = ModelError(value=value, **facts)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise RequestError(
             f"{path}: cannot be read ({error}); `perturbdiff calibrate` writes it anew."

@@ -125,7 +125,7 @@ def facts(
         "versions": bundle.versions,
     }
     if error is not None:
-        told["model_error"] = float(error.value)
+        told["model_error"] = dataclasses.asdict(error.value)
         told["model_error_learned_on"] = f"{error.conditions} {error.split} conditions, {error.draws} draws"
     if bundle.origin:  # converted weights: the file they come from, and which of its weights
         told["origin"] = {key: bundle.origin[key] for key in ("file", "weights")}

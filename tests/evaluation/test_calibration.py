@@ -7,6 +7,7 @@ import scipy.sparse as sp
 from perturbdiff_jax.evaluation.calibration import COLUMNS, calibrate
 from perturbdiff_jax.evaluation.contexts import Context
 from perturbdiff_jax.evaluation.metrics import energy
+from perturbdiff_jax.evaluation.spread import Error
 
 GENES, CELLS, BATCHES, PERTURBATIONS, DRAWS = 300, 40, 4, 4, 6
 
@@ -63,7 +64,7 @@ def test_draws_that_are_too_alike_are_found_out_and_the_model_error_mends_it(wor
     assert found["coverage_80"].mean() < 0.6
     assert found["energy_between_draws"].mean() < 0.5 * found["energy_between_batches"].mean()
     assert (found["plain_80"] == found["coverage_80"]).all()
-    wide = calibrate(sure, context, error=0.4)
+    wide = calibrate(sure, context, error=Error(0.4))
     assert (wide["coverage_80"] > found["coverage_80"]).all()
     assert (wide["half_width_80"] > found["half_width_80"]).all()
     np.testing.assert_array_equal(wide["plain_80"], found["plain_80"])

@@ -53,15 +53,21 @@ def test_several_draws_are_judged(tmp_path):
 def test_the_model_error_of_the_file_counts(tmp_path):
     raw, said = screen(), []
     cells = drawn(raw, 3)
-    cells.uns["perturbdiff"] = dict(cells.uns.get("perturbdiff", {})) | {"model_error": 0.3}
+    cells.uns["perturbdiff"] = dict(cells.uns.get("perturbdiff", {})) | {
+        "model_error": {"cells": 0.3, "change": 0.01}
+    }
     evaluated(tmp_path, cells, said=said)
     wide = pd.read_csv(tmp_path / "calibration.csv")["half_width_80"]
     evaluated(tmp_path / "plain", drawn(raw, 3))
     assert (wide > 1.2 * pd.read_csv(tmp_path / "plain" / "calibration.csv")["half_width_80"]).all()
-    assert json.loads((tmp_path / "summary.json").read_text())["settings"]["model_error"] == 0.3
+    settings = json.loads((tmp_path / "summary.json").read_text())["settings"]
+    assert settings["model_error"] == {"cells": 0.3, "change": 0.01}
     assert "% without the model's error" in "\n".join(said)
     page = write_report(tmp_path).read_text()
-    assert "as much as the mean of 3 cells" in page and "; without the model&#x27;s error " in page
+    assert (
+        "as much as the mean of 3 cells, and by 10 % of a change" in page
+        and "; without the model&#x27;s error " in page
+    )
     assert "What the model errs is not known" in write_report(tmp_path / "plain").read_text()
 
 

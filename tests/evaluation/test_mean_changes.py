@@ -59,7 +59,9 @@ def test_several_draws_have_an_interval(tmp_path):
         part.obs["draw"] = np.int64(k)
         part.obs_names = [f"draw{k}-{name}" for name in part.obs_names]
     joined = anndata.concat(parts)
-    joined.uns = parts[0].uns | {"perturbdiff": dict(parts[0].uns["perturbdiff"]) | {"model_error": 0.1}}
+    joined.uns = parts[0].uns | {
+        "perturbdiff": dict(parts[0].uns["perturbdiff"]) | {"model_error": {"cells": 0.1, "change": 0.02}}
+    }
     evaluated(tmp_path, joined)
     table = pd.read_csv(tmp_path / "mean_changes.csv.gz").set_index(["cell_type", "perturbation", "gene"])
     where = {"cell_type": "A", "batch": "y", "perturbation": "P2"}
@@ -67,7 +69,9 @@ def test_several_draws_have_an_interval(tmp_path):
     gene = GENES.index("g8")
     cells = [cells_of(part, **where) for part in parts]
     known = spread.drawn(cells, control)
-    low, high = spread.interval(known, 0.8, error=0.1, cells=cells_of(lognorm(raw), **where).shape[0])
+    low, high = spread.interval(
+        known, 0.8, error=spread.Error(0.1, 0.02), cells=cells_of(lognorm(raw), **where).shape[0]
+    )
     row = table.loc[("A", "P2", "g8")]
     assert row["low"] == pytest.approx(low[gene], rel=1e-4)
     assert row["high"] == pytest.approx(high[gene], rel=1e-4)

@@ -44,10 +44,10 @@ def predicted():
     return adata
 
 
-@pytest.mark.parametrize("error", [None, 0.02])
+@pytest.mark.parametrize("error", [None, spread.Error(0.02, 0.1)])
 def test_every_number_of_a_condition(predicted, error):
     if error:
-        predicted.uns["perturbdiff"]["model_error"] = error
+        predicted.uns["perturbdiff"]["model_error"] = vars(error)
     tables = {tuple(t.iloc[0, :3]): t.set_index("gene") for t in gene_table.gene_table(predicted)}
     assert list(tables) == [("P", "T1", "B1"), ("P", "T1", "B2"), ("Q", "T1", "B1"), ("Q", "T1", "B2")]
     obs, x = predicted.obs, predicted.X.toarray().astype(np.float64)
@@ -61,11 +61,11 @@ def test_every_number_of_a_condition(predicted, error):
         np.testing.assert_allclose(table["change"], changes.mean(axis=0), atol=1e-6)
         np.testing.assert_allclose(table["spread"], changes.std(axis=0, ddof=1), atol=1e-6)
         known = spread.drawn(parts, control.mean(axis=0))
-        low, high = spread.interval(known, 0.8, error=error or 0.0)
+        low, high = spread.interval(known, 0.8, error=error or spread.TRUSTED)
         np.testing.assert_allclose(table[["low_80", "high_80"]], np.c_[low, high], atol=1e-6)
         calls = [spread.called(sp.csr_matrix(part), sp.csr_matrix(control)) for part in parts]
         np.testing.assert_allclose(table["calls"], np.mean(calls, axis=0))
-        up = spread.directions(known, error=error or 0.0)[0]
+        up = spread.directions(known, error=error or spread.TRUSTED)[0]
         np.testing.assert_allclose(table["p_up"], up, atol=1e-5)
     changed, silent = tables["P", "T1", "B1"].loc["G0"], tables["P", "T1", "B1"].loc["G5"]
     assert changed["p_up"] > 0.99 and changed["calls"] == 1 and changed["spread"] > 0.15

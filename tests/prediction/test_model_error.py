@@ -52,7 +52,10 @@ def test_it_is_what_the_predicted_and_the_real_cells_say(model, finished, learne
         seen = np.maximum(real, base) >= 0.05
         known.append((spread.drawn(parts, base).at(seen), (real - base)[seen], size))
     assert learned.conditions == len(known) == (store.groups.split == 1).sum() > 0
-    assert learned.value == pytest.approx(spread.model_error(known), rel=1e-3) and learned.value > 0
+    wanted = spread.model_error(known)
+    assert learned.value.cells == pytest.approx(wanted.cells, rel=1e-3, abs=1e-9)
+    assert learned.value.change == pytest.approx(wanted.change, rel=1e-3, abs=1e-9)
+    assert learned.value != spread.TRUSTED
     before = np.mean([np.nanmean(spread.coverage(d, t, 0.8, cells=n)) for d, t, n in known])
     assert learned.before[1] == pytest.approx(before, abs=1e-9) and before < 0.8 <= learned.after[1] < 0.85
     assert learned.before[0] < learned.before[1] < learned.before[2] < learned.after[2]
@@ -64,7 +67,7 @@ def test_the_main_job_learns_it_of_its_best_checkpoint(finished, model):
     assert model.error == model_error.read(finished.workdir / "bundle", model.step)
     assert model.error.told() in finished.out
     told = anndata.read_h5ad(finished.workdir / "predictions.h5ad").uns["perturbdiff"]
-    assert told["model_error"] == found["value"]
+    assert dict(told["model_error"]) == found["value"]
     assert told["model_error_learned_on"] == f"{found['conditions']} validation conditions, 8 draws"
 
 
@@ -84,7 +87,10 @@ def test_it_is_of_one_checkpoint_only(copied, learned):
 )
 def test_a_file_that_is_none_is_named(copied, learned, text):
     if text == "minus":
-        facts = dataclasses.asdict(learned) | {"format": model_error.FORMAT, "value": -1.0}
+        facts = dataclasses.asdict(learned) | {
+            "format": model_error.FORMAT,
+            "value": {"cells": -1.0, "change": 0.0},
+        }
         text = json.dumps(facts)
     (copied / "model_error.json").write_text(text)
     with pytest.raises(RequestError, match=r"model_error\.json: cannot be read .*calibrate"):
@@ -92,7 +98,7 @@ def test_a_file_that_is_none_is_named(copied, learned, text):
 
 
 def test_gene_tables_count_with_it(model, screen, learned):
-    given = dataclasses.replace(model, error=dataclasses.replace(learned, value=0.5))
+    given = dataclasses.replace(model, error=dataclasses.replace(learned, value=spread.Error(0.5, 0.1)))
     asked = {"cells_per_condition": 6, "draws": 3, "echo": silent, **KEYS}
     wide, narrow = (
         pd.concat(gene_table.gene_table(one.predict(screen, ["P02"], **asked), calls=False))
@@ -122,10 +128,11 @@ def test_the_command(copied, finished, tmp_path):
 
 
 def test_what_people_read(learned):
-    some = dataclasses.replace(learned, value=0.02, conditions=9, before=[0.3, 0.63, 0.8])
-    assert some.told().startswith("model error: 0.02 (it errs as much as the mean of 50 cells), learned on 9")
-    assert "63 %" in some.told()
-    assert "(it errs no more than its draws say)" in dataclasses.replace(learned, value=0.0).told()
+    some = dataclasses.replace(learned, value=spread.Error(0.02), conditions=9, before=[0.3, 0.63, 0.8])
+    assert some.told().startswith(
+        "model error: it errs as much as the mean of 50 cells; learned on 9 validation"
+    )
+    assert some.told().endswith("without it 63 %")
 
 
 def test_draws_go_through_the_batches_that_training_saw():

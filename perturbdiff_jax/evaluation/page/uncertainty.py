@@ -9,7 +9,7 @@ from perturbdiff_jax.evaluation.page.drawing import MUTED, Panel, canvas, to_svg
 from perturbdiff_jax.evaluation.page.markup import Cell, Column
 from perturbdiff_jax.evaluation.page.picture_sections import MOST_ROWS, NO_PICTURES
 from perturbdiff_jax.evaluation.page.run_files import Results
-from perturbdiff_jax.evaluation.spread import LEVELS
+from perturbdiff_jax.evaluation.spread import LEVELS, Error
 from perturbdiff_jax.evaluation.summary import interval
 
 HALF = (4.8, 3.6)  # inches; two across
@@ -21,7 +21,7 @@ def uncertainty_section(results: Results):
     if rows is None:
         return *heading, markup.absent(results.absent["calibration"])
     settings = results.summary.get("settings")
-    error = settings.get("model_error") if isinstance(settings, dict) else None
+    error = Error.read(settings.get("model_error")) if isinstance(settings, dict) else None
     parts = [markup.paragraph(text) for text in explained(rows["draws"].median(), error)]
     if drawing.available():
         parts.append(markup.panels([panel for panel in (coverage(rows, error), distances(rows)) if panel]))
@@ -63,7 +63,7 @@ def uncertainty_section(results: Results):
     return *heading, "".join(parts)
 
 
-def explained(draws: float, error: float | None) -> list[str]:
+def explained(draws: float, error: Error | None) -> list[str]:
     """What intervals are made of, in sentences."""
     times = "once" if draws == 1 else f"{draws:.0f} times; each draw is a population of its own"
     said = [
@@ -72,10 +72,10 @@ def explained(draws: float, error: float | None) -> list[str]:
     ]
     if error:
         said.append(
-            "Intervals count with what the model errs, learned on other conditions that it was not trained on: as much "
-            f"as the mean of {1 / error:.0f} cells. Beside them are those without, which trust the model."
+            f"Intervals count with what the model errs, learned on other conditions that it was not trained on: "
+            f"{error.told()}. Beside them are those without, which trust the model."
         )
-    elif error is None:
+    else:
         said.append(
             "What the model errs is not known, so intervals trust it. `perturbdiff calibrate` learns it from held-out "
             "conditions."
@@ -83,7 +83,7 @@ def explained(draws: float, error: float | None) -> list[str]:
     return [*said, "Points below the diagonal are too sure of themselves, points above it not sure enough."]
 
 
-def coverage(rows: pd.DataFrame, error: float | None) -> Panel:
+def coverage(rows: pd.DataFrame, error: Error | None) -> Panel:
     """Share of genes that intervals hold against the level that they name."""
     color = glossary.style(glossary.ours())[0]
     found = [interval(rows[name].to_numpy(dtype=float)) for name in COVERAGE]
