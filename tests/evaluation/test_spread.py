@@ -125,7 +125,7 @@ def test_a_learned_model_error_restores_all_levels_for_any_number_of_cells_and_d
                     for e in (spread.TRUSTED, error)
                 )
                 # A population of ten cells is not a good guide to the variance of cells; few genes are few.
-                assert mended == pytest.approx(level, abs=0.05 if cells > 10 and top is None else 0.09)
+                assert mended == pytest.approx(level, abs=0.06 if cells > 10 and top is None else 0.13)
                 assert trusting < level - 0.01 or cells == 10
 
 
