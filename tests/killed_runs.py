@@ -19,7 +19,7 @@ import threading
 import orbax.checkpoint as ocp
 from tiny_run import QUICKSTART, flags
 
-from perturbdiff_jax import checkpoint, checkpoint_folder, main, train
+from perturbdiff_jax import checkpoint, checkpoint_folder, holdout, main, train
 
 CANNOT = 77  # a moment that this machine has no means for
 SAVE_EVERY = {"sigterm_twice_while_training": 0}  # what is saved there is saved for the signal
@@ -79,7 +79,7 @@ def sigterm_twice_while_training():
 
 
 def sigterm_while_predicting():
-    before(train, "predict_test", lambda *_: kill(signal.SIGTERM))
+    before(holdout, "predict_test", lambda *_: kill(signal.SIGTERM))
 
 
 def full_disk():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_run import EVERY, QUICKSTART, STEPS, flags, read_log, said, state_of, tiny_config
 
-from perturbdiff_jax import main, sharding, train, validation
+from perturbdiff_jax import holdout, main, sharding, train, validation
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import RequestError, RunError
 from perturbdiff_jax.run_setup import settle
@@ -102,7 +102,7 @@ def test_the_same_command_again_does_not_train_again(finished, tmp_path, monkeyp
     workdir = tmp_path / "run"
     shutil.copytree(finished.workdir, workdir)
     monkeypatch.setattr(train.TrainingLoop, "fit", lambda *a, **k: pytest.fail("trained again"))
-    monkeypatch.setattr(train, "evaluate", lambda *a, **k: None)
+    monkeypatch.setattr(holdout, "evaluate", lambda *a, **k: None)
     settings = json.loads((workdir / "config.json").read_text())
     train.train_and_evaluate(settings, workdir)
     assert read_log(workdir) == finished.log()
@@ -120,7 +120,7 @@ def test_other_settings_in_a_used_directory_are_refused(finished):
 
 def test_a_refused_run_can_be_mended_in_the_same_directory(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "train", lambda *a: {})
-    monkeypatch.setattr(train, "predict_test", lambda *a: pytest.fail("no test split was asked for"))
+    monkeypatch.setattr(holdout, "predict_test", lambda *a: pytest.fail("no test split was asked for"))
     with pytest.raises(RequestError, match="unknown batch"):
         train.train_and_evaluate(tiny_config(holdout__batch="B9"), tmp_path)
     assert not (tmp_path / "store").exists()
