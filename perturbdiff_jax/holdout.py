@@ -44,8 +44,11 @@ def predict_and_evaluate(settings: Settings, store: Store, workdir: Path, record
 
 def calibrate(settings: Settings, store: Store, workdir: Path) -> None:
     """Learns the model error of the best checkpoint on the validation split, unless it is known or there is none."""
-    draws, model = settings.predict.calibration_draws, load(workdir / "bundle")
-    if draws and model.error is None and (store.groups.split == VALIDATION).any():
+    draws = settings.predict.calibration_draws
+    if not draws or not (store.groups.split == VALIDATION).any():
+        return
+    model = load(workdir / "bundle")
+    if model.error is None:
         found = model_error.learn(
             model,
             store,
