@@ -62,7 +62,7 @@ def visits(browser, path):
     def go(**options):
         contexts.append(browser.new_context(**({"viewport": {"width": 1200, "height": 900}} | options)))
         page = contexts[-1].new_page()
-        page.set_default_timeout(5_000)
+        page.set_default_timeout(30_000)  # a busy machine is slow, not wrong
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))

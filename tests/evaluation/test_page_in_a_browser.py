@@ -156,6 +156,7 @@ def test_the_chart_follows_its_selects_and_counts_like_python(page, run):
         seen.add(page.inner_html("#duel-chart svg"))
     assert len(seen) == 3 and duel.ties == 2
     page.click("#duel-list summary")
+    page.locator("#duel-list tbody tr").first.wait_for()  # "toggle" comes after the click
     assert page.locator("#duel-list tbody tr").count() == duel.conditions
     page.select_option("#duel-rival", label="control")
     assert page.inner_text("#duel-said") == "Choose two different models." and page.is_hidden("#duel-chart")
@@ -210,6 +211,7 @@ def test_a_phone_needs_no_sideways_scrolling(opened):
     page.fill("#look-perturbation", HOSTILE)
     page.click("#duel-list summary")
     page.evaluate("document.querySelectorAll('details').forEach((part) => { part.open = true; })")
+    page.locator("#duel-list tbody tr").first.wait_for()
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 360
 
 
