@@ -42,22 +42,17 @@ class Bundle:
     best_metric: dict[str, str]  # {"name": ..., "mode": "min" | "max"}
     versions: dict[str, str]
     # Facts that most runs have no use for.
-    sources: list[str] = dataclasses.field(
-        default_factory=list
-    )  # with an input layer each; none = one shared
-    datasets: dict[str, str] = dataclasses.field(
-        default_factory=dict
-    )  # data set -> source; prefixes of batches
-    tables: dict[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # covariate -> name, shape, sha256 (frozen)
-    doses: dict[str, list] = dataclasses.field(
-        default_factory=dict
-    )  # values; codes: a row for each perturbation
+    # With an input layer each; none = one shared.
+    sources: list[str] = dataclasses.field(default_factory=list)
+    # Data set -> source; prefixes of batches.
+    datasets: dict[str, str] = dataclasses.field(default_factory=dict)
+    # Covariate -> name, shape, sha256 (frozen).
+    tables: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # Values; codes: a row for each perturbation.
+    doses: dict[str, list] = dataclasses.field(default_factory=dict)
     covariate_genes: int = 0  # width of the covariate encoder; 0 = number of genes
-    origin: dict[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # of converted weights: file, kind of weights
+    # Of converted weights: file, kind of weights.
+    origin: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def package_versions() -> dict[str, str]:

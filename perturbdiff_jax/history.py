@@ -23,9 +23,8 @@ class Recall:
     """What a resumed run knows of its past besides the state; travels with every checkpoint."""
 
     history: list[list[float]] = dataclasses.field(default_factory=list)  # [step, score] of every validation
-    window: list[dict[str, float]] = dataclasses.field(
-        default_factory=list
-    )  # metrics of steps not yet logged
+    # Metrics of steps not yet logged.
+    window: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
     def is_over(self, metric: BestMetric, patience: int) -> bool:
         """Whether the last `patience` validations (0 = no limit) brought nothing better than those before."""

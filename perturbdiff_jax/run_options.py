@@ -137,15 +137,13 @@ class TrainOptions:
     validate_every: int = 2_000  # sampled validation and a checkpoint
     validation_cells: int = 64  # cells sampled per validation condition
     validation_conditions: int = 64  # at most so many conditions
-    save_every: int = (
-        0  # a checkpoint without validation as well, every so many steps; 0 = at validations only
-    )
+    # A checkpoint without validation as well, every so many steps; 0 = at validations only.
+    save_every: int = 0
     keep: int = 2  # best checkpoints kept, besides the latest
     best_metric: str = "pearson_delta"  # energy hardly moves where effects are weak
     patience: int = 0  # ends a run after so many validations without a better one; 0 = never
-    accumulate: int = (
-        1  # parts that a batch is cut into, one after the other: memory of a part, step of the whole
-    )
+    # Parts that a batch is cut into, one after the other: memory of a part, step of the whole.
+    accumulate: int = 1
 
     def __post_init__(self):
         """Refuses runs without a rhythm."""
@@ -163,9 +161,8 @@ class PredictOptions:
     """What the main job predicts after training: the whole test split."""
 
     draws: int = 1
-    draw_batches: str = (
-        "own"  # batch covariate of draws: the condition's own, or in turn "all" that were seen
-    )
+    # Batch covariate of draws: the condition's own, or in turn "all" that were seen.
+    draw_batches: str = "own"
     sets_per_batch: int = 16  # that a device walks at a time, at most
     calibration_draws: int = 8  # of validation conditions, to learn the model error; 0 = it is not learned
 

@@ -278,9 +278,8 @@ def test_fully_sharded_gathers_parameters_and_sums_gradients():
     """Parameters are gathered for each pass; gradients are summed once (the CPU's compiler sums, then cuts)."""
     found = found_in_step(data=1, fsdp=8)
     gathered = [one for one in found if one.kind == "all-gather"]
-    assert max(one.largest for one in gathered) <= max(
-        A_LAYER, 256 * D * F32
-    )  # or the kernel of the time features
+    # Or the kernel of the time features.
+    assert max(one.largest for one in gathered) <= max(A_LAYER, 256 * D * F32)
     assert 0.5 * parameter_bytes() < moved(gathered, branch=True) <= parameter_bytes()
     assert parameter_bytes() < moved(gathered, branch=False) <= 2 * parameter_bytes()
     sums = [one for one in found if one.kind in ("all-reduce", "reduce-scatter")]

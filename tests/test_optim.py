@@ -202,9 +202,8 @@ def test_one_shared_input_layer_is_always_present():
     present = flat(present_parameters(shapes, jnp.zeros(2, bool)))
     absent = {path[:2] for path, here in present.items() if not here}
     assert absent == {("null_condition",), FROZEN, ("last_block", "mlp_u")}
-    two = flat(
-        present_parameters(params(), jnp.zeros(2, bool))
-    )  # sources, but the batch does not say which: 0
+    # Sources, but the batch does not say which: 0.
+    two = flat(present_parameters(params(), jnp.zeros(2, bool)))
     np.testing.assert_array_equal(two["embed_control", "bias"], [[True], [False]])
 
 

@@ -70,9 +70,8 @@ def test_steps_by_hand():
     assert one.data_step(1024) == pytest.approx(0.030 + 2 * 255 / 256 * 400e6 / 200e9 + between)
     # One group of 16: a gigabyte at 100 GB/s overlaps with computing, the 50 MB of every second step do not.
     assert one.fsdp_step(16) == pytest.approx(0.032 + 0.00025)
-    assert one.fsdp_step(16, 1) == pytest.approx(
-        0.010 + 0.00025
-    )  # 32 ms less 35 M cycles: the gathers take longer
+    # 32 ms less 35 M cycles: the gathers take longer.
+    assert one.fsdp_step(16, 1) == pytest.approx(0.010 + 0.00025)
     # 16 groups sum a sixteenth each.
     assert one.fsdp_step(256) == pytest.approx(0.03225 + 2 * 15 / 16 * 400e6 / 16 / 100e9)
 

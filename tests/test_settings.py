@@ -150,9 +150,8 @@ def test_other_settings_are_refused_once_they_would_change_what_is_there(tmp_pat
         check_same_run(tmp_path, other)
     check_same_run(tmp_path, from_config({"sampler": {"steps": 3}}))  # changes no weight
     assert json.loads((tmp_path / "config.json").read_text())["sampler"]["steps"] == 3
-    check_same_run(
-        tmp_path, from_config({"loader": {"tier": "streamed", "memory": 1.0}})
-    )  # nor where cells lie
+    # Nor where cells lie.
+    check_same_run(tmp_path, from_config({"loader": {"tier": "streamed", "memory": 1.0}}))
     with pytest.raises(RequestError, match=r"config.loader.cells_per_set was 256, is 8"):
         check_same_run(tmp_path, from_config({"loader": {"tier": "streamed", "cells_per_set": 8}}))
 

@@ -33,9 +33,8 @@ class SamplerOptions:
     eta: float = 0.0  # DDIM: 0 deterministic, 1 as noisy as DDPM
     guidance: float = 0.0  # w: eps = (1 + w) eps_conditional - w eps_unconditional
     noise_weight: float = 0.5  # DDPM: exp(noise_weight * log variance); 0.5 is the usual sigma
-    variance: str = (
-        "large"  # DDPM: "large" is beta_t, "small" that of the posterior (the released sigma_small)
-    )
+    # DDPM: "large" is beta_t, "small" that of the posterior (the released sigma_small).
+    variance: str = "large"
     cutoff: float = 1e-4  # expression / 10 below this is 0
     spacing: str = "time"  # visited timesteps are even in time, or in log signal-to-noise ("log_snr")
     init: str = "noise"  # begin from N(0, 1), or from control cells noised to the first timestep

@@ -17,9 +17,8 @@ import scipy.sparse as sp
 
 from perturbdiff_jax.evaluation.populations import Copies
 
-_GENE = np.uint64(
-    32
-)  # a key is the gene's number above the 32 bits of a float32 > 0, which sort like the number
+# A key is the gene's number above the 32 bits of a float32 > 0, which sort like the number.
+_GENE = np.uint64(32)
 
 
 def _keys(cells: sp.csr_matrix) -> np.ndarray:

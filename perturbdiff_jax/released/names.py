@@ -46,9 +46,8 @@ class Entry:
 
     name: str
     path: tuple[str, ...]
-    how: str = (
-        "same"  # same | transposed | only_row ([1, D] there, [D] here) | bare_rows (no row for "none" there)
-    )
+    # "same" | "transposed" | "only_row" ([1, D] there, [D] here) | "bare_rows" (no row for "none" there).
+    how: str = "same"
     at: int | None = None  # position along the stacked axis
 
 

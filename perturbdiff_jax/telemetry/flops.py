@@ -19,9 +19,8 @@ class Product(NamedTuple):
     """A group of matrix products."""
 
     forward: float  # FLOPs of one pass over a batch
-    training: (
-        int  # how often that is spent in training: forward, gradient of the weights, gradient of the input
-    )
+    # How often that is spent in training: forward, gradient of the weights, gradient of the input.
+    training: int
 
 
 def network_products(

@@ -35,9 +35,8 @@ def test_cells_unlike_all_real_ones_lie_apart_and_a_seed_gives_one_map(monkeypat
     plane, predicted = far[["umap1", "umap2"]].to_numpy(), (far["kind"] == "predicted").to_numpy()
     between = np.linalg.norm(plane[predicted][:, None] - plane[~predicted][None], axis=2).min()
     spacing = np.linalg.norm(plane[~predicted][:, None] - plane[~predicted][None], axis=2)
-    assert between > 3 * np.median(
-        np.sort(spacing, axis=1)[:, 1]
-    )  # no predicted cell is drawn among the real ones
+    # No predicted cell is drawn among the real ones.
+    assert between > 3 * np.median(np.sort(spacing, axis=1)[:, 1])
     again = neighbourhood.embed(cells_of(200, 30.0), seed=3)
     np.testing.assert_array_equal(plane, again[["umap1", "umap2"]].to_numpy())
 

@@ -67,9 +67,8 @@ def test_what_fills_the_arrays_up_touches_no_cell():
     """Behind the last stored value stand large numbers for gene 0; nothing of them may arrive."""
     for kind in ("words", "wide counts", "log1p values"):
         dense, packed, genes = both(kind, 2, repeats=False)
-        assert (
-            packed.perturbed.max() + packed.control.max() > packed.row_nnz.shape[1]
-        )  # the last row is a cell
+        # The last row is a cell.
+        assert packed.perturbed.max() + packed.control.max() > packed.row_nnz.shape[1]
         for run, used in enumerate(packed.row_nnz.sum(axis=1)):
             assert used < packed.data.shape[1]
             packed.data[run, used:] = 99 if kind == "log1p values" else 99 << 16

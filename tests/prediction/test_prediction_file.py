@@ -25,9 +25,8 @@ def in_one_go(job):
         rows += [(job.bundle.control, *context, 0)] * len(places)
         names += [job.controls.names[context][place] for place in places]
     obs = pd.DataFrame(rows, columns=["perturbation", "cell_type", "batch", "draw"])
-    obs.index = pd.Index(
-        names, dtype=object
-    )  # newer pandas would choose a layout that older anndata cannot read
+    # Newer pandas would choose a layout that older anndata cannot read.
+    obs.index = pd.Index(names, dtype=object)
     trained = {name for name, _, _ in job.bundle.trained} | {"control"}
     obs["seen_perturbation"] = [name in trained for name in obs["perturbation"]]
     obs["batch"] = [job.controls.spelling.get(name, name) for name in obs["batch"]]

@@ -86,9 +86,8 @@ class Mixture:
 
     def draw(self, step: int) -> tuple[Draw, np.ndarray]:
         """The cells of a step's batch and the source of each set, [B] int32; groups and cells numbered through."""
-        stretches = collections.defaultdict(
-            list
-        )  # by source: (lane, position of the source in the lane, sets)
+        # By source: (lane, position of the source in the lane, sets).
+        stretches = collections.defaultdict(list)
         slots = []
         for lane, first, count in self.sources[0].stretches(step):
             for position in range(first, first + count):

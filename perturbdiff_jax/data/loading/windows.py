@@ -11,9 +11,8 @@ from perturbdiff_jax.data.loading.reading import Reading
 from perturbdiff_jax.data.loading.sampler import Plan, Sampler
 
 KEPT = 3  # windows of a lane: the one in use, the next, and one for threads that are behind
-AHEAD = (
-    0.25  # of a window is used when the next one begins to be read: then the batches before it are through
-)
+# Share of a window that is used when the next one begins to be read: then the batches before it are through.
+AHEAD = 0.25
 
 
 class PlannedWindow:

@@ -13,9 +13,8 @@ import scipy.sparse as sp
 
 from perturbdiff_jax.errors import RequestError, shorten, unknown
 
-BLOCK_ELEMENTS = (
-    4 * 1024 * 1024
-)  # matrix elements read at once: bounds the memory of a block (dense or sparse)
+# Matrix elements read at once: bounds the memory of a block (dense or sparse).
+BLOCK_ELEMENTS = 4 * 1024 * 1024
 
 
 class Matrix:

@@ -12,9 +12,8 @@ from perturbdiff_jax.evaluation.page.glossary import CEILING, HEADLINE
 KEYS = ["cell_type", "perturbation"]
 BUDGET = 4_000_000  # characters of the scores inside the page
 DIGITS = (4, 6, 9, 17)  # as many as it takes to tell the models of a condition apart
-_PER_CELL_TYPE = (
-    "de_spearman_sig"  # one number for all perturbations of a cell type: nothing to compare by condition
-)
+# One number for all perturbations of a cell type: nothing to compare by condition.
+_PER_CELL_TYPE = "de_spearman_sig"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +83,8 @@ class Scores:
     def duel(self, metric: str, model: str, rival: str) -> Duel:
         """Who is better how often, at full precision."""
         gain = glossary.metric(metric).better * (self.of_model(metric, model) - self.of_model(metric, rival))
-        return Duel(
-            model, rival, metric, *(int(n.sum()) for n in (gain > 0, gain == 0, gain < 0))
-        )  # NaN is none
+        # NaN is neither won nor lost.
+        return Duel(model, rival, metric, *(int(n.sum()) for n in (gain > 0, gain == 0, gain < 0)))
 
 
 def rivals(scores: Scores, models: Mapping, metric: str) -> tuple[str | None, list[str]]:
