@@ -190,7 +190,7 @@ class Predictor:
         Raises:
           RequestError: as `predict`.
         """
-        sampler = self.options.sampler if sampler is None else sampler
+        sampler = sampler or self.options.sampler
         samplers.timesteps(self.options.schedule, sampler)  # refuses an impossible walk before any work
         seed = run_settings.checked_seed(seed)
         design = check_design(design, self.bundle, cells_per_condition, draws)
@@ -236,8 +236,7 @@ class Predictor:
         """The design of what is asked for, and its control cells."""
         if (design is None) == (perturbations is None):
             raise RequestError("predict: give either perturbations or a design, not both.")
-        if isinstance(perturbations, str):
-            perturbations = [perturbations]
+        perturbations = [perturbations] if isinstance(perturbations, str) else perturbations
         contexts = [(self.cell_types[0], self.batches[0])]  # names are checked before a large file is read
         asked = full_design(perturbations, contexts) if design is None else design
         check_design(asked, self.bundle, cells_per_condition, draws)

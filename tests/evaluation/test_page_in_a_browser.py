@@ -222,14 +222,15 @@ def test_paper_shows_every_section_and_no_control(page):
         assert page.is_hidden(name), name
     for section in page.query_selector_all("section"):
         assert section.bounding_box()["height"] > 30
-    for name in (
+    seen = (
         "#cell-maps-0 figure",
         "#cell-maps-1 figure",
         "#wins",
         "#recovery",
         "#pooled-rows",
         "#duel-chart svg",
-    ):
+    )
+    for name in seen:
         assert page.is_visible(name), name
     assert page.pdf()[:5] == b"%PDF-"
 

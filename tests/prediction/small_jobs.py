@@ -1,9 +1,11 @@
 """Predictions without a network, for the tests of plans, parts and files: a walk gives back its own control cells."""
 
+import dataclasses
 import types
 
 import jax
 import numpy as np
+import pytest
 import scipy.sparse as sp
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -97,3 +99,27 @@ def some():
         request(given, "P3", CONTEXTS[0], 7, draw=1),
     ]
     return types.SimpleNamespace(job=job(asked, given, known), controls=given, bundle=known, requests=asked)
+
+
+def broken(path, ours, after):
+    """Runs a job until `after` parts are written, and says what numbers it was about to walk."""
+    walked = []
+    whole = ours.walker.parts
+
+    def parts(params, plan, numbers):
+        walked.extend(numbers)
+        for count, found in enumerate(whole(params, plan, numbers)):
+            if count == after:
+                raise KeyboardInterrupt
+            yield found
+
+    ours.walker.parts = parts
+    with pytest.raises(KeyboardInterrupt):
+        ours.to_file(path)
+    return walked
+
+
+def heard(ours):
+    """The job again, and the list that its remarks go to."""
+    lines = []
+    return dataclasses.replace(ours, echo=lines.append), lines
