@@ -83,7 +83,8 @@ def test_file_and_memory_hold_the_same(model, screen, tmp_path):
     path = model.predict_to(tmp_path / "p.h5ad", screen, ["P02", "P05"], **asked)
     found = anndata.read_h5ad(path)
     np.testing.assert_array_equal(found.X.toarray(), expected.X.toarray())
-    pd.testing.assert_frame_equal(found.obs, expected.obs)
+    # Newer pandas reads names as its own strings.
+    pd.testing.assert_frame_equal(found.obs, expected.obs, check_index_type=False)
     assert found.uns["perturbdiff"]["sampler"] == expected.uns["perturbdiff"]["sampler"]
 
 
