@@ -4,13 +4,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from perturbdiff_jax.commands import calibrate, convert, evaluate, predict, prepare, report
+from perturbdiff_jax.commands import calibrate, convert, evaluate, genes, predict, prepare, report
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.main import guarded, prepare_process
 from perturbdiff_jax.main import run as train_run
 
 VERBS = {
     "prepare": ("h5ad files -> a store of grouped, split, normalised cells", prepare),
+    "genes": ("many h5ad files -> one gene vocabulary: merge, then select", genes),
     "predict": ("checkpoint + control cells -> predicted cells", predict),
     "calibrate": ("checkpoint + held-out real cells -> how unsure its predictions have to be", calibrate),
     "evaluate": ("predictions + real cells -> metrics, beside simple rivals", evaluate),

@@ -65,19 +65,19 @@ def highly_variable(moments: Moments, count: int) -> np.ndarray:
     return np.nan_to_num(dispersions, nan=-np.inf) >= cut
 
 
-def read_gene_list(path: str | pathlib.Path) -> list[str]:
+def read_gene_list(path: str | pathlib.Path, *, flag: str = "--genes") -> list[str]:
     """Reads gene names from a text file (one a line), .csv/.tsv (a gene column or the first), .json or .pkl.
 
     JSON: a list, or an object with a list under "genes" (a task file). Pickle: a list, a tuple or a numpy array
     keeps its order, a set is sorted; it is read as data, nothing in it is executed. Raises RequestError naming
-    the file.
+    the file, and `flag`, the option that it was given with.
     """
     file = pathlib.Path(path)
     if not file.is_file():
-        raise RequestError(f"{path}: no such file (--genes takes a text, csv, tsv, json or pkl file).")
+        raise RequestError(f"{path}: no such file ({flag} takes a text, csv, tsv, json or pkl file).")
     suffix = file.suffix.lower()
     pickled = suffix in (".pkl", ".pickle")
-    names = _from_pickle(path, file.read_bytes()) if pickled else _from_text(path, file, suffix)
+    names = _from_pickle(path, file.read_bytes()) if pickled else _from_text(path, file, suffix, flag)
     if not names:
         raise RequestError(f"{path}: the gene list is empty.")
     twice = pd.Index(names)[pd.Index(names).duplicated()].unique()
@@ -86,11 +86,11 @@ def read_gene_list(path: str | pathlib.Path) -> list[str]:
     return names
 
 
-def _from_text(path: object, file: pathlib.Path, suffix: str) -> list[str]:
+def _from_text(path: object, file: pathlib.Path, suffix: str, flag: str) -> list[str]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RequestError(f"{path}: not a text file (--genes takes text, csv, tsv, json or pkl).") from error
+        raise RequestError(f"{path}: not a text file ({flag} takes text, csv, tsv, json or pkl).") from error
     if suffix == ".json":
         return _from_json(path, text)
     if suffix in (".csv", ".tsv"):

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -64,8 +65,8 @@ UNSEEN = (
 )  # options that leave the store as it is
 
 
-def check_options(inputs: Sequence[str | pathlib.Path], options: PrepareOptions) -> None:
-    """Raises RequestError for anything that is wrong whatever the files hold."""
+def check_reading(inputs: Sequence[str | pathlib.Path], options: Any) -> None:
+    """Raises RequestError for wrong files, or values, target_sum, hvg, workers or memory of `options`."""
     if not inputs:
         raise RequestError("--input: no file given.")
     paths = [pathlib.Path(path).resolve() for path in inputs]
@@ -74,20 +75,25 @@ def check_options(inputs: Sequence[str | pathlib.Path], options: PrepareOptions)
         raise RequestError(f"--input: {again[0]} is given twice; its cells would count twice.")
     if options.values not in ("auto", *ENCODINGS):
         raise unknown("--values", options.values, ("auto", *ENCODINGS))
-    if options.codec not in CODECS:
-        raise unknown("--codec", options.codec, CODECS)
     if not (np.isfinite(options.target_sum) and options.target_sum > 0):
         raise RequestError(f"--target-sum {options.target_sum}: allowed is a number above 0.")
     if options.hvg is not None and options.hvg < 1:
         raise RequestError(f"--hvg {options.hvg}: allowed are 1 or more genes.")
-    if options.cells_per_set < 1:
-        raise RequestError(f"cells per set {options.cells_per_set}: allowed is 1 or more.")
-    if options.seed < 0:
-        raise RequestError(f"seed {options.seed}: allowed is 0 or more.")
     if options.workers < 1:
         raise RequestError(f"--workers {options.workers}: allowed is 1 or more.")
     if options.memory < LEAST_MEMORY:
         raise RequestError(f"--memory {options.memory} bytes: allowed is 1MiB or more.")
+
+
+def check_options(inputs: Sequence[str | pathlib.Path], options: PrepareOptions) -> None:
+    """Raises RequestError for anything that is wrong whatever the files hold."""
+    check_reading(inputs, options)
+    if options.codec not in CODECS:
+        raise unknown("--codec", options.codec, CODECS)
+    if options.cells_per_set < 1:
+        raise RequestError(f"cells per set {options.cells_per_set}: allowed is 1 or more.")
+    if options.seed < 0:
+        raise RequestError(f"seed {options.seed}: allowed is 0 or more.")
     keys = [options.perturbation_key, options.cell_type_key, options.batch_key, options.dose_key]
     given = [key for key in keys if key]
     twice = {key for key in given if given.count(key) > 1}

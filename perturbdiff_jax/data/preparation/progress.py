@@ -1,4 +1,4 @@
-"""Lines that say how far a pass of `prepare` is: one every few seconds, none for short ones."""
+"""Lines that say how far a pass over files is: one every few seconds, none for short ones."""
 
 import time
 from collections.abc import Callable
@@ -7,10 +7,10 @@ EVERY = 5.0  # seconds
 
 
 class Progress:
-    """Counts cells of one pass; `echo` gets a line now and then."""
+    """Counts cells (or another `unit`) of one pass; `echo` gets a line now and then."""
 
-    def __init__(self, echo: Callable[[str], None], what: str, cells: int):
-        self.echo, self.what, self.cells = echo, what, cells
+    def __init__(self, echo: Callable[[str], None], what: str, cells: int, *, unit: str = "cells"):
+        self.echo, self.what, self.cells, self.unit = echo, what, cells, unit
         self.done = self.found = 0
         self.began = self.spoken = time.monotonic()
 
@@ -29,5 +29,6 @@ class Progress:
         rate = fresh / max(now - self.began, 1e-9)
         left = (self.cells - self.done) / rate
         self.echo(
-            f"{self.what}: {self.done:,} of {self.cells:,} cells, {rate:,.0f} cells/s, about {left:,.0f} s left"
+            f"{self.what}: {self.done:,} of {self.cells:,} {self.unit}, {rate:,.0f} {self.unit}/s, "
+            f"about {left:,.0f} s left"
         )

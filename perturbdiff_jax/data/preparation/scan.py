@@ -96,24 +96,32 @@ class _File:
 def stretches(labels: Labels, options: PrepareOptions) -> tuple[list[Stretch], list[str], int]:
     """(the files cut into stretches, the name of each file's matrix, numbers in all of them).
 
-    Raises RequestError for damaged row pointers and for a CSC matrix that does not fit into memory.
+    Raises RequestError as `cut` does.
     """
     found, names, stored = [], [], 0
     for number, path in enumerate(labels.files):
         with h5py.File(path, "r") as file:
             matrix = Matrix(file, layer=options.layer, label=path)
-            needed = matrix.stored * CSC_BYTES
-            if matrix.layout == "csc" and needed > options.memory:
-                raise RequestError(
-                    f"{path}: {matrix.where} is stored by genes (CSC); to turn it round takes {needed / 2**30:.1f} "
-                    f"GiB, --memory is {options.memory / 2**30:.1f} GiB.\nGive more, or write it as CSR first "
-                    "(adata.X = adata.X.tocsr(); adata.write_h5ad(...))."
-                )
-            for start, stop in matrix.pieces(TASK):
+            for start, stop in cut(matrix, options.memory):
                 found.append(Stretch(len(found), number, start, stop))
             names.append(matrix.where)
             stored += matrix.stored
     return found, names, stored
+
+
+def cut(matrix: Matrix, memory: int) -> list[tuple[int, int]]:
+    """Rows start..stop-1 of the pieces of work that a file's matrix is cut into.
+
+    Raises RequestError for damaged row pointers and for a CSC matrix that does not fit into `memory`, bytes.
+    """
+    needed = matrix.stored * CSC_BYTES
+    if matrix.layout == "csc" and needed > memory:
+        raise RequestError(
+            f"{matrix.label}: {matrix.where} is stored by genes (CSC); to turn it round takes {needed / 2**30:.1f} "
+            f"GiB, --memory is {memory / 2**30:.1f} GiB.\nGive more, or write it as CSR first "
+            "(adata.X = adata.X.tocsr(); adata.write_h5ad(...))."
+        )
+    return matrix.pieces(TASK)
 
 
 def survey(

@@ -47,6 +47,8 @@ def _blocks(task: dict[str, Any]):
 def scan(task: dict[str, Any]) -> dict[str, Any]:
     """Looks at the rows start..stop-1 of a file.
 
+    With task["recover"] False it is not asked whether log1p values may be stored as counts.
+
     task: path, layer, start, stop; encoding ("auto", or what the values are known to be); moments (None, or a dict of
     places int32 [genes of the file], genes, counted bool [rows], target_sum, total float64 [rows] or None).
     Result: findings; encoding as it was taken for; recovered (may the log1p values be stored as counts), largest_count;
@@ -55,7 +57,7 @@ def scan(task: dict[str, Any]) -> dict[str, Any]:
     seen, moments = Findings(), None
     if task["moments"] is not None:
         moments = Moments(task["moments"]["genes"])
-    taken, fits, largest_count = None, True, 0.0
+    taken, fits, largest_count = None, task.get("recover", True), 0.0
     for row, block in _blocks(task):
         sums = seen.see(task["start"] + row, block)
         if seen.wrong:
