@@ -186,7 +186,7 @@ def test_wrong_command_lines(words, message):
     assert message in refused(cli.run, *words)
 
 
-@pytest.mark.parametrize("verb", [None, "prepare", "predict", "evaluate", "report"])
+@pytest.mark.parametrize("verb", [None, "prepare", "genes", "predict", "evaluate", "report"])
 def test_every_verb_has_help(verb, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.run([verb, "--help"] if verb else ["--help"])

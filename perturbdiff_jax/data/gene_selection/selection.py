@@ -47,10 +47,14 @@ def choose(
             f"{cells:,} cells (--min-measured)."
         )
     candidates, count = genes[enough], int(enough.sum())
+    constant = RequestError(f"{where}: no gene varies over its {cells:,} cells.")
     try:
         chosen = candidates[highly_variable(moments.keep(enough), options.hvg)]
     except RequestError as error:
-        raise RequestError(f"{where}: no gene varies over its {cells:,} cells.") from error
+        raise constant from error
+    # Rounding can leave constant genes a variance, but no score.
+    if not len(chosen):
+        raise constant
     if len(chosen) != options.hvg:
         why = f"only {len(chosen):,} vary"
         if count <= options.hvg:

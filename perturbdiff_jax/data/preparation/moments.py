@@ -14,12 +14,15 @@ class Moments:
         self.squares = np.zeros(genes)
 
     def add(self, lognorm: sp.csr_matrix) -> None:
-        values = np.expm1(lognorm.data.astype(np.float32, copy=False))
+        # Raw or scaled values are refused when all of them have been seen.
+        with np.errstate(over="ignore"):
+            values = np.expm1(lognorm.data.astype(np.float32, copy=False))
+            squares = values * values
         # add.at sums one by one in row order, whatever the block size: genes that tie in exact arithmetic
         # keep tying, as in scanpy, and squares are rounded to float32 first because scanpy's are.
         indices = lognorm.indices.astype(np.intp)
         np.add.at(self.total, indices, values.astype(np.float64))
-        np.add.at(self.squares, indices, (values * values).astype(np.float64))
+        np.add.at(self.squares, indices, squares.astype(np.float64))
         self.cells += lognorm.shape[0]
 
     def join(self, cells: int, total: np.ndarray, squares: np.ndarray) -> None:
