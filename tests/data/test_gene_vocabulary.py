@@ -104,6 +104,17 @@ def test_log_values_that_begin_like_counts(four, tmp_path, monkeypatch):
     assert found.report["files"][0]["values"] == "lognorm"
 
 
+@pytest.mark.parametrize("count", [200, 2000])
+def test_real_cells_in_several_files(shared, tmp_path, count):
+    whole = anndata.read_h5ad(shared / "data/kang2018_ifnb_pbmc_scperb.h5ad")
+    parts = [whole[number::3].copy() for number in range(3)]
+    for number, part in enumerate(parts):
+        part.write_h5ad(tmp_path / f"k{number}.h5ad")
+    files = [tmp_path / f"k{number}.h5ad" for number in range(3)]
+    found, _ = run(files, tmp_path / "g.txt", hvg=count, total_key="total_counts")
+    assert set(found.genes) == scanpy_genes(parts, count, total="total_counts")
+
+
 def by_hand(adatas, count, least):
     """The same from a dense matrix in which NaN stands for not measured."""
     names = sorted({name for adata in adatas for name in adata.var_names})

@@ -4,6 +4,13 @@ import numpy as np
 import pytest
 from vocabulary_runs import cells_of, refusal, run
 
+from perturbdiff_jax.data.gene_selection import selection
+from perturbdiff_jax.data.gene_selection.moments import MeasuredMoments
+from perturbdiff_jax.data.gene_selection.notes import Notes
+from perturbdiff_jax.data.gene_selection.options import VocabularyOptions
+from perturbdiff_jax.data.gene_selection.selection import choose
+from perturbdiff_jax.errors import RequestError
+
 
 @pytest.fixture
 def two(tmp_path):
@@ -103,10 +110,9 @@ def test_wrong_totals_and_empty_cells(two, tmp_path):
     adata.X[4] = 0
     adata.write_h5ad(tmp_path / "empty.h5ad")
     assert "1 all-zero cell(s), first cell 'c4'" in refusal([tmp_path / "empty.h5ad"], tmp_path / "g.txt")
-    adata.X[:] = 2
-    adata.write_h5ad(tmp_path / "flat.h5ad")
-    message = refusal([tmp_path / "flat.h5ad"], tmp_path / "g.txt", hvg=5)
-    assert "flat.h5ad" in message and "no gene varies" in message
+
+
+def test_genes_that_no_file_can_choose_from(two, tmp_path, monkeypatch):
     split = cells_of(20, 40, 6)[:, 20:].copy()
     first = cells_of(20, 40, 7)[:, :21].copy()
     for name, some in (("s", split), ("t", first)):
@@ -114,6 +120,19 @@ def test_wrong_totals_and_empty_cells(two, tmp_path):
     paths = [tmp_path / "s.h5ad", tmp_path / "t.h5ad"]
     found, _ = run(paths, tmp_path / "g.txt", hvg=1, min_measured=1.0)
     assert found.genes == ["g020"]
+    first.var_names = [*first.var_names[:-1], "other"]
+    first.write_h5ad(tmp_path / "t.h5ad")
+    paths.append(two[0])
+    message = refusal(paths, tmp_path / "h.txt", hvg=1, min_measured=1.0)
+    assert "none of its 41 genes is in files with 100% of its 60 cells (--min-measured)" in message
+    moments, notes = MeasuredMoments(30), Notes(print)
+    moments.cells[:], moments.total[:], moments.squares[:] = 4, 4 * 3.0, 4 * 9.0
+    for _ in range(2):
+        with pytest.raises(RequestError, match="composite 1: no gene varies over its 4 cells"):
+            options = VocabularyOptions(composites=1, hvg=5)
+            choose("composite 1", np.arange(30), moments, 4, options, notes)
+        # Rounding may leave scores that nothing reaches.
+        monkeypatch.setattr(selection, "highly_variable", lambda moments, count: np.zeros(30, bool))
 
 
 def test_a_file_stored_by_genes_needs_its_memory(tmp_path):
