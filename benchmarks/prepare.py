@@ -25,7 +25,7 @@ from perturbdiff_jax.commands.prepare import size
 from perturbdiff_jax.data.storage.writer import store_hash
 
 BLOCK = 50_000  # cells drawn; they come again with other labels
-PREPARE = "from perturbdiff_jax.cli import run; raise SystemExit(run())"
+COMMAND = "from perturbdiff_jax.cli import run; raise SystemExit(run())"
 STRING = h5py.string_dtype()
 
 
@@ -96,10 +96,10 @@ def resident(process: int) -> int:
     return total
 
 
-def measured(words: list[str]) -> dict[str, float]:
-    """Runs `perturbdiff prepare`; wall and CPU seconds, peak memory."""
+def measured(words: list[str], *, verb: str = "prepare") -> dict[str, float]:
+    """Runs `perturbdiff` with a verb; wall and CPU seconds, peak memory."""
     before, began, peak = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic(), 0
-    running = subprocess.Popen([sys.executable, "-c", PREPARE, "prepare", *words])
+    running = subprocess.Popen([sys.executable, "-c", COMMAND, verb, *words])
     while running.poll() is None:
         peak = max(peak, resident(running.pid))
         time.sleep(0.02)

@@ -20,11 +20,11 @@ from perturbdiff_jax.data.gene_selection.account import account, table, union
 from perturbdiff_jax.data.gene_selection.composites import balanced, in_order, read_composites
 from perturbdiff_jax.data.gene_selection.name_table import NameTable, read_name_table
 from perturbdiff_jax.data.gene_selection.naming import check_naming
-from perturbdiff_jax.data.gene_selection.notes import Notes
+from perturbdiff_jax.data.gene_selection.notes import CHOICE, NAMES, VALUES, Notes
 from perturbdiff_jax.data.gene_selection.options import VocabularyOptions, check_options, report_path
-from perturbdiff_jax.data.gene_selection.reading import VALUES, read_composite
-from perturbdiff_jax.data.gene_selection.selection import CHOICE, choose
-from perturbdiff_jax.data.gene_selection.sources import NAMES, GeneNames, Source, read_files, read_lists
+from perturbdiff_jax.data.gene_selection.reading import read_composite
+from perturbdiff_jax.data.gene_selection.selection import choose
+from perturbdiff_jax.data.gene_selection.sources import GeneNames, Source, read_files, read_lists
 from perturbdiff_jax.data.preparation.progress import Progress
 from perturbdiff_jax.data.preparation.workers import Workers
 from perturbdiff_jax.data.prepare import PARALLEL, WORKER_BYTES
@@ -67,8 +67,8 @@ def gene_vocabulary(
     name_table = _name_table(options, notes)
     files = read_files(paths, options, name_table, names, notes)
     lists = read_lists(options, name_table, names, notes)
+    check_naming(files, lists, names, notes)
     notes.close(NAMES, report)
-    check_naming(files, lists, names)
     composites = placed or balanced([source.cells for source in files], options.count)
     choices, encodings = [], {}
     progress = Progress(echo, "reading", sum(source.cells for source in files))

@@ -91,8 +91,9 @@ def test_files_and_lists_that_share_nothing(make, tmp_path):
     message = refusal(files[:2], tmp_path / "g.txt", include=[tmp_path / "far.txt"])
     assert "far.txt: shares none of its 2 genes (FAR1, FAR2) with the files of --input" in message
     (tmp_path / "near.txt").write_text("FAR1\nSYM2\n")
-    found, _ = run(files[:2], tmp_path / "g.txt", include=[tmp_path / "near.txt"])
+    found, said = run(files[:2], tmp_path / "g.txt", include=[tmp_path / "near.txt"])
     assert "FAR1" in found.genes
+    assert "near.txt: 1 of its 2 genes are in no file, taken all the same: FAR1." in said
 
 
 def test_a_column_of_var(make, tmp_path):

@@ -70,7 +70,7 @@ def test_composites_are_chosen_from_one_by_one(four, tmp_path):
 def test_any_layout_and_log_values(four, tmp_path, layout):
     paths, adatas = four
     oracle, options = scanpy_genes(adatas, 20), {}
-    changed = adatas[1].copy()
+    changed = adatas[0].copy()
     if layout == "dense":
         changed.X = changed.X.toarray()
     if layout == "csc":
@@ -79,7 +79,7 @@ def test_any_layout_and_log_values(four, tmp_path, layout):
         changed = changed[:, ::-1].copy()
     if layout == "lognorm":
         changed.X = changed.X.multiply(1e4 / changed.X.sum(axis=1)).tocsr().log1p().astype(np.float32)
-    changed.write_h5ad(paths[1])
+    changed.write_h5ad(paths[0])
     if layout == "layer":
         for path, adata in zip(paths, adatas, strict=True):
             adata = adata.copy()
@@ -87,7 +87,8 @@ def test_any_layout_and_log_values(four, tmp_path, layout):
             adata.X = sp.csr_matrix(np.ones(adata.shape, np.float32))
             adata.write_h5ad(path)
         options = {"layer": "counts"}
-    assert set(run(paths, tmp_path / "g.txt", **options)[0].genes) == oracle
+    found, _ = run(paths, tmp_path / "g.txt", **options)
+    assert found.genes == sorted(oracle)
 
 
 def test_log_values_that_begin_like_counts(four, tmp_path, monkeypatch):

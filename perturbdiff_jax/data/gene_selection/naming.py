@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from perturbdiff_jax.data.gene_selection.name_table import is_ensembl
+from perturbdiff_jax.data.gene_selection.notes import NAMES, Notes
 from perturbdiff_jax.errors import RequestError, shorten
 
 if TYPE_CHECKING:
@@ -23,8 +24,10 @@ def kind_of(names: Sequence[str]) -> str:
     return IDS if share >= 1 - MOST_OTHERS else OTHERS if share <= MOST_OTHERS else BOTH
 
 
-def check_naming(files: Sequence[Source], lists: Sequence[Source], names: GeneNames) -> None:
-    """Raises RequestError, naming both sides with examples, where sources have no gene in common.
+def check_naming(files: Sequence[Source], lists: Sequence[Source], names: GeneNames, notes: Notes) -> None:
+    """Says which genes of a list no file has.
+
+    Raises RequestError, naming both sides with examples, where sources have no gene in common.
 
     That is: Ensembl ids beside symbols, a file that shares no gene with any other file, or a list that shares none
     with all of the files.
@@ -49,6 +52,13 @@ def check_naming(files: Sequence[Source], lists: Sequence[Source], names: GeneNa
     for source in lists:
         if not having[source.own].any():
             raise _nothing(source, files[0], "the files of --input", names)
+        lost = source.own[having[source.own] == 0]
+        if len(lost):
+            notes.say(
+                NAMES,
+                f"{source.path}: {len(lost):,} of its {len(source.own):,} genes are in no file, taken all the same: "
+                f"{shorten(names.some(lost), 3)}.",
+            )
 
 
 def _nothing(source: Source, other: Source, whom: str, names: GeneNames) -> RequestError:

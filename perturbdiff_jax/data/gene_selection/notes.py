@@ -4,6 +4,8 @@ import collections
 from collections.abc import Callable
 
 MOST = 10  # lines of one kind
+# Kinds, as they are called when lines are held back.
+NAMES, VALUES, CHOICE = "gene names", "values", "chosen genes"
 
 
 class Notes:
@@ -14,7 +16,7 @@ class Notes:
         self._said: collections.Counter[str] = collections.Counter()
 
     def say(self, kind: str, text: str) -> None:
-        """`kind` is a phrase for lines that are alike."""
+        """`kind` is what lines that are alike are about."""
         self.lines.append(text)
         self._said[kind] += 1
         if self._said[kind] <= MOST:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from perturbdiff_jax.data.gene_selection.moments import MeasuredMoments
-from perturbdiff_jax.data.gene_selection.notes import Notes
+from perturbdiff_jax.data.gene_selection.notes import VALUES, Notes
 from perturbdiff_jax.data.gene_selection.options import VocabularyOptions
 from perturbdiff_jax.data.gene_selection.sources import Source
 from perturbdiff_jax.data.h5ad import H5ad
@@ -24,7 +24,6 @@ from perturbdiff_jax.data.preparation.progress import Progress
 from perturbdiff_jax.data.preparation.workers import Workers
 from perturbdiff_jax.data.values import complain, decide, scales
 
-VALUES = "values"
 ABOVE = 1.5  # times --target-sum: so much in log1p values is not rounding
 
 

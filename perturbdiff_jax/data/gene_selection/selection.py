@@ -7,12 +7,10 @@ import dataclasses
 import numpy as np
 
 from perturbdiff_jax.data.gene_selection.moments import MeasuredMoments
-from perturbdiff_jax.data.gene_selection.notes import Notes
+from perturbdiff_jax.data.gene_selection.notes import CHOICE, Notes
 from perturbdiff_jax.data.gene_selection.options import VocabularyOptions
 from perturbdiff_jax.data.genes import highly_variable
 from perturbdiff_jax.errors import RequestError
-
-CHOICE = "chosen genes"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from perturbdiff_jax.data.gene_selection.name_table import NameTable
 from perturbdiff_jax.data.gene_selection.naming import kind_of
-from perturbdiff_jax.data.gene_selection.notes import Notes
+from perturbdiff_jax.data.gene_selection.notes import NAMES, Notes
 from perturbdiff_jax.data.gene_selection.options import VocabularyOptions
 from perturbdiff_jax.data.genes import read_gene_list
 from perturbdiff_jax.data.h5ad import H5ad
@@ -23,8 +23,6 @@ from perturbdiff_jax.data.preparation.progress import Progress
 from perturbdiff_jax.data.preparation.scan import cut
 from perturbdiff_jax.data.storage.manifest import is_store
 from perturbdiff_jax.errors import RequestError, shorten
-
-NAMES = "gene names"
 
 
 class GeneNames:
