@@ -1,4 +1,4 @@
-"""How fast does `perturbdiff genes` read many files, and does its memory depend on how large they are?
+"""How fast is a gene vocabulary made from many files, and does the memory depend on how large they are?
 
     python benchmarks/genes.py --workdir=runs/genes [--files=12] [--cells 10000 40000] [--genes=20000] [--workers 1 2]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Iterable, Sequence
 
@@ -36,7 +37,7 @@ class GeneNames:
     def numbers(self, names: Iterable[str | None]) -> np.ndarray:
         """int32 [names], -1 for None; the same array for the same names."""
         found = np.array([-1 if name is None else self._number(name) for name in names], dtype=np.int32)
-        return self._same.setdefault(found.tobytes(), found)
+        return self._same.setdefault(hashlib.sha256(found).digest(), found)
 
     def _number(self, name: str) -> int:
         number = self._numbers.setdefault(name, len(self.names))
