@@ -49,13 +49,14 @@ def test_ids_beside_symbols(make, table, tmp_path):
     found, said = run(files, tmp_path / "g.txt", map=table, include=[tmp_path / "own.txt"])
     # What both files say in symbols, and the list turned into symbols.
     same, _ = run(
-        [make("ids.h5ad", SYMBOLS), files[1]], tmp_path / "h.txt", include=[make_list(tmp_path, SYMBOLS[:5])]
+        [make("same.h5ad", SYMBOLS), files[1]], tmp_path / "h.txt", include=[make_list(tmp_path, SYMBOLS[:5])]
     )
     assert found.genes == same.genes
     assert "ids.h5ad: 60 of 60 genes turned from ensembl_id into symbol." in said
     assert "own.txt: 5 of 5 genes turned" in said
     back, _ = run(files, tmp_path / "i.txt", map=table, map_to="ensembl_id", include=[tmp_path / "own.txt"])
     assert back.genes == sorted(IDS[SYMBOLS.index(name)] for name in same.genes)
+    assert f"{files[0]}: 60 ids taken in the table's version, or without one." in back.report["notes"]
 
 
 def make_list(folder, names):

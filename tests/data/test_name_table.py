@@ -54,7 +54,13 @@ def test_versions_are_understood_on_both_sides(write):
     table = read_name_table(write(rows))
     names = [f"{IDS[0]}.4", f"{IDS[1]}.17", f"{IDS[2]}.8", IDS[3], "AL627309"]
     assert table.turn(names, where="a").names == ["TP53", "MYC", "GAPDH", "AL627309.1", None]
+    # What has this naming already loses versions that the table does not write, also where it is not in the table.
+    plain = read_name_table(write(ROWS), "ensembl_id")
+    turned = plain.turn([f"{IDS[0]}.3", IDS[1], f"{IDS[8]}.2", "MYC2", "GAPDH"], where="a")
+    assert turned.names == [IDS[0], IDS[1], IDS[8], "MYC2", IDS[2]]
+    assert (turned.mapped, turned.plain) == (1, 2)
     back = read_name_table(write(rows), "ensembl_id")
+    assert back.turn([f"{IDS[0]}.9", f"{IDS[7]}.2"], where="a").names == [f"{IDS[0]}.4", f"{IDS[7]}.2"]
     assert back.turn([f"{IDS[1]}.17", f"{IDS[0]}.9", "GAPDH"], where="a").names == [
         IDS[1],
         f"{IDS[0]}.4",

@@ -31,12 +31,14 @@ def unversioned(name: str) -> str:
 class Turned:
     """Names of a source turned into those of the table; None where a name is left out.
 
-    `lost` says why: a phrase -> the names that it is about.
+    `lost` says why: a phrase -> the names that it is about. `mapped` counts names turned into a partner's, `plain`
+    those that only lost (or got) a version.
     """
 
     names: list[str | None]
     lost: dict[str, list[str]]
     mapped: int
+    plain: int
 
 
 class NameTable:
@@ -55,13 +57,15 @@ class NameTable:
         written = {partner for _, partner in pairs}
         own, _ = _single((unversioned(partner), partner) for partner in written)
         self.own = own | {partner: partner for partner in written}
+        self._has_versions = any(unversioned(partner) != partner for partner in written)
 
     def turn(self, names: Sequence[str], *, where: str) -> Turned:
         """The names in the naming of `wanted`.
 
         If more of them are in that column than in the other, they have this naming already: names that the table
-        does not hold stay; otherwise they are left out. Of several names that become one, the one that is
-        written like it is taken, or else the first by the alphabet. Raises RequestError when the table holds none.
+        does not hold stay (without a version, if its names have none); otherwise they are left out. Of several
+        names that become one, the one that is written like it is taken, or else the first by the alphabet. Raises
+        RequestError when the table holds none.
         """
         there = [self._find(name, self.own) for name in names]
         turned = [self._find(name, self.partner) for name in names]
@@ -79,15 +83,19 @@ class NameTable:
             if new is None and self._is_ambiguous(name):
                 lost[f"have several names in {self.wanted}"].append(name)
             elif new is None and kept:
-                new = name
+                new = name if self._has_versions else unversioned(name)
             elif new is None:
                 lost["are not in the table"].append(name)
             found.append(new)
         for position in _repeated(names, found):
             lost[f"share their {self.wanted} with another gene"].append(names[position])
             found[position] = None
-        changed = sum(new is not None and new != name for name, new in zip(names, found, strict=True))
-        return Turned(found, dict(lost), changed)
+        changed = [
+            unversioned(new) == unversioned(name)
+            for name, new in zip(names, found, strict=True)
+            if new not in (None, name)
+        ]
+        return Turned(found, dict(lost), mapped=len(changed) - sum(changed), plain=sum(changed))
 
     @staticmethod
     def _find(name: str, names: dict[str, str]) -> str | None:

@@ -125,6 +125,8 @@ def _source(
                 NAMES,
                 f"{path}: {turned.mapped:,} of {len(listed):,} genes turned from {table.other} into {table.wanted}.",
             )
+        if turned.plain:
+            notes.say(NAMES, f"{path}: {turned.plain:,} ids taken in the table's version, or without one.")
     # A column of var may name two genes alike; a table has made names single.
     counts = collections.Counter(name for name in wanted if name is not None)
     checks = {
