@@ -1,10 +1,13 @@
 """The words of `perturbdiff genes`: what reaches the job, exit codes, and the printed table."""
 
+import re
+
 import pytest
-from vocabulary_runs import cells_of
+from vocabulary_runs import cells_of, run
 
 from perturbdiff_jax import cli
 from perturbdiff_jax.data.gene_selection.account import MOST_FILES, table
+from perturbdiff_jax.data.preparation import progress
 
 
 def test_what_is_asked_reaches_the_making(monkeypatch):
@@ -76,6 +79,18 @@ def test_the_whole_command(tmp_path, capsys):
     assert len((tmp_path / "g.txt").read_text().split()) == int(lines[0].split()[-2])
     assert cli.run(words) == 2 and "--overwrite" in capsys.readouterr().err
     assert cli.run([*words, "--overwrite"]) == 0
+
+
+def test_long_work_says_how_much_time_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", -1.0)
+    for number in range(3):
+        cells_of(20, 50, number).write_h5ad(tmp_path / f"f{number}.h5ad")
+    _, said = run([tmp_path / f"f{number}.h5ad" for number in range(3)], tmp_path / "g.txt", composites=2)
+    for pattern in (
+        r"opening: 2 of 3 files, [\d,]+ files/s, about \d+ s left",
+        r"reading: 40 of 60 cells, .* left",
+    ):
+        assert re.search(pattern, said), said
 
 
 def facts(files):
