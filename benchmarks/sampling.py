@@ -1,22 +1,25 @@
 """How good are predictions after how many network evaluations? Every sampler and guidance on held-out conditions.
 
     python benchmarks/sampling.py --workdir runs/quickstart [runs/papalexi ...] [--output runs/sampling] [--full]
+        [--guidance 0 0.5 1] [--walks "DDIM, 5" "fast, 4" ...]
 
 Each WORKDIR is that of a finished training run: its best weights predict the test split of its store, and the
 populations are compared with the real cells. Means over conditions with 95 % bootstrap intervals; "against the
 released walk" is the difference condition by condition, so that hard and easy conditions cancel. Seconds are those of
 one batch of sets, the walks by turns, without compilation. Prints one table for each run, writes sampling.json and
-sampling.png.
+sampling.png after each; rows of earlier calls with the same --output stay.
 """
 
 import argparse
 import dataclasses
+import json
 import statistics
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sampling_picture import draw
 
 import perturbdiff_jax as pdx
 from perturbdiff_jax.data.store import Store
@@ -172,8 +175,19 @@ def measure(workdir: Path, walks: dict[str, dict], guidance: list[float]) -> lis
             row[f"{metric} against released"] = interval((found[name][metric] - base[metric]).to_numpy())
         rows.append(row)
         print(f"[{number}/{len(asked)}] {workdir.name}: {name}", flush=True)
+    return fronts(rows)
+
+
+def place(row: dict) -> tuple[str, str, float]:
+    """What makes a row: run, walk, guidance."""
+    return row["run"], row["walk"], row["guidance"]
+
+
+def fronts(rows: list[dict]) -> list[dict]:
+    """The rows with the metrics on whose Pareto front, among those of the same run, each is."""
     for row in rows:
-        row["front"] = [metric for metric in METRICS if on_front(row, rows, metric)]
+        mine = [other for other in rows if other["run"] == row["run"]]
+        row["front"] = [metric for metric in METRICS if on_front(row, mine, metric)]
     return rows
 
 
@@ -232,18 +246,26 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/sampling"))
     parser.add_argument("--guidance", nargs="+", type=float, default=list(GUIDANCE))
     parser.add_argument("--full", action="store_true", help="walks of 1,000 steps as well")
+    parser.add_argument("--walks", nargs="+", metavar="NAME", help="these alone, and the released one")
     args = parser.parse_args()
-    rows = []
-    for workdir in args.workdir:
-        found = measure(workdir, WALKS | (FULL if args.full else {}), args.guidance)
-        table(found)
-        rows += found
+    walks = WALKS | (FULL if args.full or args.walks else {})
+    if args.walks:
+        unknown = [name for name in args.walks if name not in walks]
+        if unknown:
+            parser.error(f"--walks {unknown[0]!r}: allowed are {'; '.join(walks)}")
+        # All are compared with the first.
+        walks = {name: walk for name, walk in walks.items() if name in (next(iter(walks)), *args.walks)}
     args.output.mkdir(parents=True, exist_ok=True)
-    write_json(args.output / "sampling.json", rows)
-    from sampling_picture import draw
-
-    draw(rows, METRICS, args.output / "sampling.png")
-    print(f"\n{args.output / 'sampling.json'}, {args.output / 'sampling.png'}")
+    file = args.output / "sampling.json"
+    rows = json.loads(file.read_text()) if file.exists() else []
+    for workdir in args.workdir:
+        found = measure(workdir, walks, args.guidance)
+        table(found)
+        new = {place(row) for row in found}
+        rows = fronts([row for row in rows if place(row) not in new] + found)
+        write_json(file, rows)
+        draw(rows, METRICS, args.output / "sampling.png")
+    print(f"\n{file}, {args.output / 'sampling.png'}")
 
 
 if __name__ == "__main__":
