@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from sampling_picture import draw
+from sampling_table import METRICS, fronts, place, table
 
 import perturbdiff_jax as pdx
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.diffusion.samplers import SamplerOptions
 from perturbdiff_jax.evaluation.contexts import pool
 from perturbdiff_jax.evaluation.inputs import Keys
-from perturbdiff_jax.evaluation.metrics import LOWER_IS_BETTER
 from perturbdiff_jax.evaluation.real_cells import read_contexts
 from perturbdiff_jax.evaluation.scoring import Scorer
 from perturbdiff_jax.evaluation.summary import interval
@@ -34,7 +34,6 @@ from perturbdiff_jax.prediction.controls import from_store
 from perturbdiff_jax.prediction.design import split_design
 from perturbdiff_jax.run_record import write_json
 
-METRICS = ("energy", "r2", "pearson_delta", "discrimination_score_l1")
 GUIDANCE = (0.0, 0.5, 1.0)
 RELEASED = {"name": "ddim", "start": 100, "steps": 100}
 WALKS = {
@@ -176,65 +175,6 @@ def measure(workdir: Path, walks: dict[str, dict], guidance: list[float]) -> lis
         rows.append(row)
         print(f"[{number}/{len(asked)}] {workdir.name}: {name}", flush=True)
     return fronts(rows)
-
-
-def place(row: dict) -> tuple[str, str, float]:
-    """What makes a row: run, walk, guidance."""
-    return row["run"], row["walk"], row["guidance"]
-
-
-def fronts(rows: list[dict]) -> list[dict]:
-    """The rows with the metrics on whose Pareto front, among those of the same run, each is."""
-    for row in rows:
-        mine = [other for other in rows if other["run"] == row["run"]]
-        row["front"] = [metric for metric in METRICS if on_front(row, mine, metric)]
-    return rows
-
-
-def on_front(row: dict, rows: list[dict], metric: str) -> bool:
-    """Whether no other row has as good a mean for fewer evaluations, or a better one for as many."""
-    sign = 1 if metric in LOWER_IS_BETTER else -1
-
-    def beats(other: dict) -> bool:
-        cost, value = other["evaluations"], sign * other[metric]["mean"]
-        mine, own = row["evaluations"], sign * row[metric]["mean"]
-        return (cost < mine and value <= own) or (cost == mine and value < own)
-
-    return not any(beats(other) for other in rows)
-
-
-def judged(row: dict, metric: str) -> str:
-    """Whether a walk is better, worse or the same as the released one: does the interval of differences hold 0?
-
-    A difference of less than a hundredth of the metric's own interval is the same, however surely it is there.
-    """
-    low, high, mean = (row[f"{metric} against released"][part] for part in ("low", "high", "mean"))
-    width = row[metric]["high"] - row[metric]["low"]
-    if not low <= high or low <= 0 <= high or abs(mean) < 0.01 * width:
-        return "same"
-    return "better" if (high < 0) == (metric in LOWER_IS_BETTER) else "worse"
-
-
-def table(rows: list[dict]) -> None:
-    """Prints the rows of one run."""
-    print(f"\n{rows[0]['run']}\n")
-    print(
-        "| walk | w | evaluations | s / 1,000 cells | "
-        + " | ".join(METRICS)
-        + " | against the released walk |"
-    )
-    print("|---" * (5 + len(METRICS)) + "|")
-    for row in rows:
-        values = []
-        for metric in METRICS:
-            mean, low, high = (row[metric][part] for part in ("mean", "low", "high"))
-            star = "*" if metric in row["front"] else ""
-            values.append(f"{mean:.3f}{star} [{low:.3f}, {high:.3f}]")
-        apart = {metric: judged(row, metric) for metric in METRICS}
-        said = ", ".join(f"{metric} {word}" for metric, word in apart.items() if word != "same") or "same"
-        cost = f"{row['guidance']:g} | {row['evaluations']} | {row['seconds']:.2f}"
-        print(f"| {row['walk']} | {cost} | {' | '.join(values)} | {said} |")
-    print("\n* nothing as good for fewer evaluations")
 
 
 def main() -> None:
