@@ -15,7 +15,10 @@ from perturbdiff_jax.settings import Settings
 
 
 def predict_and_evaluate(settings: Settings, store: Store, workdir: Path, record: RunRecord) -> Path:
-    """What comes after training, on one process: model error, predictions of the test split, scores, report."""
+    """What comes after training, on one process: model error, predictions of the test split, scores, report.
+
+    `store` has all cells; of a low-data run the rivals are fitted on the cells that the model was trained on.
+    """
     with record.stage("calibrate"):
         calibrate(settings, store, workdir)
     if not (store.groups.split == TEST).any():
@@ -34,6 +37,8 @@ def predict_and_evaluate(settings: Settings, store: Store, workdir: Path, record
             cell_type_key=keys["cell_type"],
             batch_key=keys["batch"],
             store=store,
+            fraction=settings.data.fraction,
+            fraction_seed=settings.data.fraction_seed,
             seed=settings.seed,
         )
     record.finish()

@@ -10,6 +10,7 @@ from typing import Any
 from perturbdiff_jax.data.loader import GROUPINGS
 from perturbdiff_jax.data.loading.set_stream import FORMS
 from perturbdiff_jax.data.loading.tiers import TIERS
+from perturbdiff_jax.data.low_data import check_share
 from perturbdiff_jax.data.prepare import PrepareOptions
 from perturbdiff_jax.errors import RequestError, unknown
 from perturbdiff_jax.models.mmdit import USES
@@ -28,7 +29,9 @@ def _at_least_one(section: str, options: Any, names: tuple[str, ...]) -> None:
 class DataOptions:
     """Where cells come from: a prepared store, or h5ad files to prepare, or (neither given) the simulator.
 
-    The remaining keys are those of `perturbdiff prepare`; see data/prepare.py.
+    `fraction` and `fraction_seed`: low-data training, on a share of the perturbed training cells (data/low_data.py).
+    The genes are those of the store, which were chosen from all of its training cells. The remaining keys are those
+    of `perturbdiff prepare`; see data/prepare.py.
     """
 
     store: str = ""  # a prepared store
@@ -46,16 +49,28 @@ class DataOptions:
     genes: str | None = None
     all_genes: bool = False
     split: str | None = None  # a .json or .toml file; without one, the hold-out below
+    fraction: float = 1.0  # of the training cells of each perturbation; every perturbation keeps some
+    fraction_seed: int = (
+        0  # of that draw alone, so that runs with other seeds can be compared on the same cells
+    )
+
+    def __post_init__(self):
+        """Refuses a fraction that is none."""
+        check_share(self.fraction, self.fraction_seed, "config.data.")
 
     def prepare_options(self, holdout: "HoldoutOptions", *, seed: int, cells_per_set: int) -> PrepareOptions:
-        """The options of `prepare` for this section."""
+        """The options of `prepare` for this section.
+
+        `seed` orders the cells in their groups. Which cells a low-data run keeps follows from that order, and must not
+        follow from the seed of training.
+        """
         own = {f.name for f in dataclasses.fields(PrepareOptions)}
         values = {k: v for k, v in dataclasses.asdict(self).items() if k in own}
         return PrepareOptions(
             **values,
             values=self.value_kind,
             holdout=None if self.split else holdout.rule(),
-            seed=seed,
+            seed=seed if self.fraction == 1 else self.fraction_seed,
             cells_per_set=cells_per_set,
         )
 

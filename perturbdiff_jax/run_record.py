@@ -57,6 +57,8 @@ def check_same_run(workdir: Path, settings: Settings) -> None:
     else:
         binding = [name for name in asked if (workdir / "store").exists() and name in STORE_SECTIONS]
     before = _filled(_read(file), Settings().to_dict()) if binding and file.exists() else asked
+    if len(binding) == len(STORE_SECTIONS):
+        before = _same_store(before, asked)
     different = [text for name in binding for text in _differences(before.get(name), asked[name], name)]
     if different:
         raise RequestError(
@@ -68,6 +70,14 @@ def check_same_run(workdir: Path, settings: Settings) -> None:
         write_json(file, asked)
     except OSError as error:
         raise RequestError(f"--workdir {workdir}: cannot be written ({error.strerror}).") from None
+
+
+def _same_store(before: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    """`before` with the fraction that is asked for, where both are below 1: their stores are the same."""
+    data, fraction = before.get("data"), asked["data"]["fraction"]
+    if not isinstance(data, dict) or max(data.get("fraction", 1.0), fraction) == 1:
+        return before
+    return before | {"data": data | {"fraction": fraction}}
 
 
 @contextlib.contextmanager

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from perturbdiff_jax.bundle import Bundle, package_versions
-from perturbdiff_jax.data.conditions import CONTROL as CONTROL_SPLIT
 from perturbdiff_jax.data.conditions import TEST, TRAIN, VALIDATION
 from perturbdiff_jax.data.loading.index import index_sets
+from perturbdiff_jax.data.low_data import low_data
 from perturbdiff_jax.data.prepare import prepare
 from perturbdiff_jax.data.simulate import CONTROL, write_simulated
 from perturbdiff_jax.data.storage.view import regroup
 from perturbdiff_jax.data.store import Store
+from perturbdiff_jax.data.training_cells import KeptCells, kept_cells_of, target_groups
 from perturbdiff_jax.errors import RequestError, shorten
 from perturbdiff_jax.run_options import BEST_METRICS, TrainOptions
 from perturbdiff_jax.settings import Settings
@@ -43,6 +44,19 @@ def open_store(settings: Settings, workdir: Path) -> Store:
     return prepare(inputs, path, options)
 
 
+def training_share(settings: Settings, store: Store) -> tuple[Store, KeptCells | None]:
+    """The store with the training cells that `data.fraction` leaves, and an account of them (None: all).
+
+    Raises RequestError when a perturbation is left without cells that can be used.
+    """
+    data, loader = settings.data, settings.loader
+    if data.fraction == 1:
+        return store, None
+    share = low_data(store, fraction=data.fraction, seed=data.fraction_seed)
+    rule = {"group_by": loader.group_by, "min_cells": loader.min_cells}
+    return share, kept_cells_of(store, share, fraction=data.fraction, **rule)
+
+
 def settle(settings: Settings, store: Store) -> Settings:
     """Decides what is `auto`: a held-out cell type or batch without any perturbed training cell.
 
@@ -50,9 +64,10 @@ def settle(settings: Settings, store: Store) -> Settings:
     are training targets as well.
     """
     groups, unseen = store.groups, {}
+    targets = _targets(settings, store)
     for role, vocabulary in (("cell_type", store.cell_types), ("batch", store.batches)):
         codes = getattr(groups, role)
-        trained = set(codes[groups.split == TRAIN].tolist())
+        trained = set(codes[targets].tolist())
         held = set(codes[(groups.split == VALIDATION) | (groups.split == TEST)].tolist())
         unseen[role] = [vocabulary[code] for code in sorted(held - trained)]
     model, loader = settings.model, settings.loader
@@ -68,6 +83,13 @@ def settle(settings: Settings, store: Store) -> Settings:
         loader = dataclasses.replace(loader, train_on_controls="yes" if any(unseen.values()) else "no")
     settings = dataclasses.replace(settings, model=model, loader=loader)
     return dataclasses.replace(settings, train=_limited(settings, store))
+
+
+def _targets(settings: Settings, store: Store, *, with_controls: bool = False) -> np.ndarray:
+    loader = settings.loader
+    return target_groups(
+        store.groups, group_by=loader.group_by, min_cells=loader.min_cells, with_controls=with_controls
+    )
 
 
 def _limited(settings: Settings, store: Store) -> TrainOptions:
@@ -95,8 +117,8 @@ def _limited(settings: Settings, store: Store) -> TrainOptions:
 def describe(settings: Settings, store: Store) -> Bundle:
     """The bundle's facts: everything that a prediction needs besides weights."""
     groups = store.groups
-    splits = (TRAIN, CONTROL_SPLIT) if settings.loader.train_on_controls == "yes" else (TRAIN,)
-    seen = np.flatnonzero(np.isin(groups.split, splits))
+    with_controls = settings.loader.train_on_controls == "yes"
+    seen = np.flatnonzero(_targets(settings, store, with_controls=with_controls))
     if not (groups.split == TRAIN).any():
         raise RequestError(f"{store.path}: no perturbed cell is left for training; hold out less.")
     named = zip(groups.perturbation[seen], groups.cell_type[seen], groups.batch[seen])

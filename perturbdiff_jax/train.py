@@ -5,6 +5,7 @@ broken off. What a step is, how batches are made, what a checkpoint holds and wh
 """
 
 import contextlib
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ from perturbdiff_jax.checkpoint import Checkpoints
 from perturbdiff_jax.checkpoint_folder import last_good
 from perturbdiff_jax.data.conditions import VALIDATION
 from perturbdiff_jax.data.loader import SetSource
+from perturbdiff_jax.data.storage.subset import without_held_out
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import full_disk_told, shorten
 from perturbdiff_jax.history import Recall
@@ -28,7 +30,7 @@ from perturbdiff_jax.prediction.population import Walker
 from perturbdiff_jax.run_lock import RunLock
 from perturbdiff_jax.run_options import ProfileSpan
 from perturbdiff_jax.run_record import RunRecord, check_same_run, taken_back_if_refused
-from perturbdiff_jax.run_setup import describe, open_store, settle, store_facts
+from perturbdiff_jax.run_setup import describe, open_store, settle, store_facts, training_share
 from perturbdiff_jax.settings import Settings, from_config
 from perturbdiff_jax.state import count_parameters
 from perturbdiff_jax.step import StepParts, compile_step, initial_state
@@ -62,27 +64,35 @@ def train_and_evaluate(config, workdir: str | Path) -> Path:
                 held.enter_context(RunLock(workdir))
                 check_same_run(workdir, settings)
                 with RunRecord(workdir).stage("prepare"):
-                    open_store(settings, workdir)
+                    training_share(settings, open_store(settings, workdir))
 
         processes.lead(begin)
         store = open_store(settings, workdir)
-        settings = settle(settings, store)
+        share, kept = training_share(settings, store)
+        settings = settle(settings, share)
         record = RunRecord(workdir)
         record.note(store=store_facts(store))
+        if kept is not None:
+            print(kept.told(), flush=True)
+            record.note(training_cells=dataclasses.asdict(kept) | {"told": kept.told()})
         stop.check()
         with record.stage("train"):
-            record.note(**train(settings, store, workdir, stop))
+            record.note(**train(settings, share, workdir, stop))
         return processes.lead(lambda: predict_and_evaluate(settings, store, workdir, record))
 
 
 def train(settings: Settings, store: Store, workdir: Path, stop: Interruption | None = None) -> dict:
-    """Trains up to `train.steps`, from the latest checkpoint if there is one; returns facts for the record."""
+    """Trains up to `train.steps`, from the latest checkpoint if there is one; returns facts for the record.
+
+    `store` has the cells to train on (see run_setup.training_share).
+    """
     stop = stop or Interruption()
     mesh = sharding.make_mesh(settings.mesh)
     sharding.check_divisible(settings.loader.sets_per_batch, mesh, settings.train.accumulate)
     sets = settings.loader.sets_per_batch
     source = SetSource(
-        store,
+        # A small share fits into memory where all cells that are held out may not.
+        store if settings.data.fraction == 1 else without_held_out(store),
         split="train",
         seed=settings.seed,
         rows=sharding.rows_here(mesh, sets),

@@ -37,6 +37,13 @@ def fill(parser: argparse.ArgumentParser) -> None:
         help="score the simple rivals too, fitted on this store's training cells",
     )
     add(
+        "--fraction",
+        type=float,
+        metavar="F",
+        help="fit them on this share of its perturbed training cells (default: that of the predictions' own training)",
+    )
+    add("--fraction-seed", type=int, default=0, metavar="N", help="seed of that share (default 0)")
+    add(
         "--pooled",
         action="store_true",
         help="also one row per perturbation over all cell types together (takes about as long again)",
@@ -92,6 +99,8 @@ def run(args: argparse.Namespace) -> None:
         cell_type_key=args.cell_type_key,
         batch_key=args.batch_key,
         store=args.baselines,
+        fraction=args.fraction,
+        fraction_seed=args.fraction_seed,
         total_key=args.total_key,
         genes_by_position=args.genes_by_position,
         pooled=args.pooled,

@@ -41,6 +41,7 @@ from perturbdiff_jax.evaluation.summary import (
     undefined,
     verdict,
 )
+from perturbdiff_jax.evaluation.training_share import TrainingShare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,8 @@ def evaluate(
     cell_type_key: str | None = None,
     batch_key: str | None = None,
     store=None,
+    fraction: float | None = None,
+    fraction_seed: int = 0,
     total_key: str | None = None,
     genes_by_position: bool = False,
     pooled: bool = False,
@@ -92,6 +95,8 @@ def evaluate(
     uns["perturbdiff"]["target_sum"] (10,000 without) by obs[total_key] or the sum over the file's genes.
     cell_type_key, batch_key: obs columns; by default those that pred's uns["perturbdiff"]["keys"] or the
     store names, if all files have them. store: path or Store whose training groups give the baselines.
+    fraction, fraction_seed: the share of the store's perturbed training cells that the baselines get
+    (data/low_data.py); None: the share that the predictions were trained on, as pred's uns["perturbdiff"] tells.
     genes_by_position: predictions whose var_names are numbers (STATE's) have the real file's genes, in its order.
     pooled: also score the cells of all cell types together, one row per perturbation (metrics_pooled.csv); the
     time of one more cell type that is as large as all of them.
@@ -110,6 +115,7 @@ def evaluate(
     exports.check_formats(export)
     tables = RealTables(output / FOLDER if cache is None else cache, echo)
     sources = named(pred)
+    share = TrainingShare.asked(fraction, fraction_seed, store)
     store = open_store(store)
     columns, real_genes, manifest = real_look(real)
     keys = find_keys(
@@ -139,7 +145,11 @@ def evaluate(
     if not celleval.installed():
         echo(celleval.MISSING)
     cells = _by_name(predicted, contexts)
-    training = None if store is None else _training(store, predicted.genes)
+    if store is not None and share is None:
+        share = TrainingShare.of_predictions(predicted.shares)
+    if share is not None and share.fraction < 1:
+        echo(share.told())
+    training = None if store is None else _training(store, predicted.genes, share)
     rivals = model_rows.Rivals.fit(training, predicted.genes)
 
     rule = model_rows.Rule(control, celleval.installed(), is_log1p, tables)
@@ -186,6 +196,7 @@ def evaluate(
         "energy": "half energy distance on log1p / 10, V-statistic",
         "ceiling": "real cells split in two random halves, controls whole; truth is half the cells",
         "linear": None if rivals.linear is None else f"perturbations embedded by: {rivals.linear.kind}",
+        "baselines_trained_on": None if share is None else dataclasses.asdict(share),
         "predictions": {name: {**predicted.account[name], **counts["predictions"][name]} for name in cells},
         **counts["predictions"][first],
         **counts["real"],
@@ -210,11 +221,11 @@ def evaluate(
 
 
 @stage("training cells")
-def _training(store, genes: tuple[str, ...]) -> Training:
+def _training(store, genes: tuple[str, ...], share: TrainingShare) -> Training:
     missing = [gene for gene in genes if gene not in set(store.genes)]
     if missing:
         raise RequestError(f"store {store.path}: lacks predicted genes: {shorten(missing, most=5)}.")
-    return training_of(store, genes)
+    return training_of(share.cells_of(store), genes)
 
 
 def _by_name(predicted: Predicted, contexts) -> dict[str, dict]:

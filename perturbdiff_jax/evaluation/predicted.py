@@ -23,6 +23,7 @@ from perturbdiff_jax.evaluation.metrics import mean_of, pearson
 from perturbdiff_jax.evaluation.real_cells import Triple, triples
 from perturbdiff_jax.evaluation.stages import stage
 from perturbdiff_jax.evaluation.summary import CEILING, OURS
+from perturbdiff_jax.evaluation.training_share import TrainingShare
 
 RESERVED = (*TRAINED_BASELINES, "control", CEILING)
 LEAST_SHARED = 0.5  # of the smallest prediction's genes
@@ -35,6 +36,7 @@ class Predicted:
 
     `target_sum`: counts per cell that they were normalised to, where one of them says so. `account` by name, for
     the record: cells and conditions scored, what was left out. `errors`: what models err, of those that tell it.
+    `shares`: the share of the training cells that models of ours had.
     """
 
     sides: Mapping[str, Side]
@@ -44,6 +46,7 @@ class Predicted:
     account: Mapping[str, dict]
     left_out: list[str]  # conditions that not all of them have: "perturbation / cell type / batch"
     errors: Mapping[str, spread.Error]
+    shares: Mapping[str, TrainingShare]
 
     def order_check(self, contexts: Sequence[Context]) -> dict[str, float]:
         """By name, Pearson correlation over genes of the mean predicted with the mean real control cell.
@@ -116,7 +119,7 @@ def read_all(
     Raises RequestError for a file that cannot be scored, for predictions without a common condition, that share
     too few genes, or that were normalised to different totals.
     """
-    sides, sums, account, errors = {}, {}, {}, {}
+    sides, sums, account, errors, shares = {}, {}, {}, {}, {}
     renamed = []
     for name, source in sources.items():
         what = "prediction" if len(sources) == 1 else f"prediction {name!r}"
@@ -129,6 +132,8 @@ def read_all(
             sums[name] = float(facts["target_sum"])
         if (error := spread.Error.read(facts.get("model_error"))) is not None:
             errors[name] = error
+        if (share := TrainingShare.read(facts)) is not None:
+            shares[name] = share
         sides[name] = side
         account[name] = {"file": _file(source), "genes_by_position": name in renamed}
     if by_position:
@@ -151,7 +156,8 @@ def read_all(
         account[name]["left_out_conditions"] = len(own - conditions)
     _tell(account, len(genes), len(conditions), left_out, echo)
     sides = {name: _restrict(side, genes, conditions) for name, side in sides.items()}
-    return Predicted(sides, genes, conditions, next(iter(sums.values()), None), account, left_out, errors)
+    total = next(iter(sums.values()), None)
+    return Predicted(sides, genes, conditions, total, account, left_out, errors, shares)
 
 
 def _file(source) -> str:

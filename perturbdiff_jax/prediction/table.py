@@ -124,6 +124,9 @@ def facts(
         "control": bundle.control,
         "versions": bundle.versions,
     }
+    data = bundle.settings.get("data", {})
+    if data.get("fraction", 1.0) != 1:
+        told["training_cells"] = {name: data[name] for name in ("fraction", "fraction_seed")}
     if error is not None:
         told["model_error"] = dataclasses.asdict(error.value)
         told["model_error_learned_on"] = f"{error.conditions} {error.split} conditions, {error.draws} draws"

@@ -36,8 +36,11 @@ class View(StoreFace):
         parts: Sequence[Store],
         members: Members,
         runs: Runs,
+        nnz: int | None = None,
     ):
+        """`nnz`: stored values of its cells, where these are not all cells of the manifest."""
         super().__init__(path, manifest, groups)
+        self.nnz = self.nnz if nnz is None else nnz
         self.parts, self.members, self.runs = list(parts), members, runs
 
     @property
@@ -160,7 +163,7 @@ def regroup(store: StoreFace, by: str) -> StoreFace:
         groups = _served(groups, store.groups, members.group[first])
     runs = dealt(members, of, seed=int(store.manifest.get("seed", 0)))
     parts = store.parts if isinstance(store, View) else [store]
-    return View(store.path, store.manifest, groups, parts=parts, members=members, runs=runs)
+    return View(store.path, store.manifest, groups, parts=parts, members=members, runs=runs, nnz=store.nnz)
 
 
 def _served(mixed: Groups, stored: Groups, origin: np.ndarray) -> Groups:

@@ -12,6 +12,7 @@ _FACTS = (
     ("Trained on", ("store.path", "data.path", "=store", "=data", "dataset"), ("data.store", "data.input")),
     ("Sources", ("store.sources", "sources"), ()),
     ("Cells", ("store.cells", "store.n_cells", "n_cells", "cells"), ()),
+    ("Low data", ("training_cells.told",), ()),
     ("Genes", ("store.genes", "store.n_genes", "n_genes", "genes"), ()),
     ("Perturbations", ("n_perturbations", "perturbations"), ()),
     ("Cell types", ("n_cell_types", "cell_types"), ()),
