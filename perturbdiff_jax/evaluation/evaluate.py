@@ -155,8 +155,8 @@ def evaluate(
     rule = model_rows.Rule(control, celleval.installed(), is_log1p, tables)
     found = model_rows.score_all(contexts, cells, rivals, rule, seed=seed, pooled=pooled, echo=echo)
     if tables.read:
-        share = f"{tables.read} of {tables.read + tables.computed} tables"
-        echo(f"real cells' differential expression: {share} read from {tables.directory}")
+        known = f"{tables.read} of {tables.read + tables.computed} tables"
+        echo(f"real cells' differential expression: {known} read from {tables.directory}")
     summary = summarise(found.rows, seed)
     summaries = {"models": summary}
     if len(contexts) > 1:
