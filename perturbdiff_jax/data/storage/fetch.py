@@ -88,7 +88,7 @@ class Fetch:
                 self._ask_cells()
                 blocks = [self._block(number) for number in range(len(self._blocks))]
                 cells = concatenated(blocks) if blocks else self._none()
-                self._cells = cells if self._order is None else _rearranged(cells, *self._order)
+                self._cells = cells if self._order is None else rearranged(cells, *self._order)
                 self._blocks, self._reads, self._asked, self._order = [], [], [], None
             return self._cells
 
@@ -195,8 +195,8 @@ def _sparse(cells: RawCells, dtypes: tuple[np.dtype, np.dtype]) -> RawCells:
     return RawCells(data, indices, matrix.indptr.astype(np.int64), cells.scale, cells.genes)
 
 
-def _rearranged(cells: RawCells, first: np.ndarray, size: np.ndarray) -> RawCells:
-    """The rows first[0]..first[0]+size[0]-1, then those of the next piece, ..."""
+def rearranged(cells: RawCells, first: np.ndarray, size: np.ndarray) -> RawCells:
+    """The rows first[0]..first[0]+size[0]-1, then those of the next piece, ...; others are dropped."""
 
     def taken(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         return np.concatenate([values[a:b] for a, b in zip(low.tolist(), high.tolist())])
@@ -206,6 +206,6 @@ def _rearranged(cells: RawCells, first: np.ndarray, size: np.ndarray) -> RawCell
     if cells.is_dense:
         return RawCells(taken(cells.data, first, stop), None, None, scale, cells.genes)
     low, high = cells.indptr[first], cells.indptr[stop]
-    indptr = np.zeros(len(cells) + 1, dtype=np.int64)
+    indptr = np.zeros(int(size.sum()) + 1, dtype=np.int64)
     np.cumsum(taken(np.diff(cells.indptr), first, stop), out=indptr[1:])
     return RawCells(taken(cells.data, low, high), taken(cells.indices, low, high), indptr, scale, cells.genes)

@@ -50,6 +50,7 @@ def subset(store: StoreFace, begin: np.ndarray, size: np.ndarray) -> View:
         members=chosen,
         runs=_cut(_runs_of(store), chosen, parts),
         nnz=_stored_values(chosen, parts),
+        thinned=True,
     )
 
 

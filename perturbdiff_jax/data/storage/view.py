@@ -17,6 +17,7 @@ from perturbdiff_jax.data.storage.face import StoreFace
 from perturbdiff_jax.data.storage.fetch import Fetch
 from perturbdiff_jax.data.storage.members import Members, Runs, dealt, numbered
 from perturbdiff_jax.data.storage.obs import stacked
+from perturbdiff_jax.data.storage.staged_fetch import STAGE_BYTES, StagedFetch, stages_of
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import unknown
 
@@ -37,10 +38,13 @@ class View(StoreFace):
         members: Members,
         runs: Runs,
         nnz: int | None = None,
+        thinned: bool = False,
     ):
-        """`nnz`: stored values of its cells, where these are not all cells of the manifest."""
+        """`nnz`: stored values of its cells, where these are not all cells of the manifest. `thinned`: it leaves out
+        rows between those that it has, so that there are many short runs."""
         super().__init__(path, manifest, groups)
         self.nnz = self.nnz if nnz is None else nnz
+        self.thinned = thinned
         self.parts, self.members, self.runs = list(parts), members, runs
 
     @property
@@ -48,8 +52,25 @@ class View(StoreFace):
         kinds = [part.dtypes for part in self.parts]
         return np.result_type(*(kind[0] for kind in kinds)), np.result_type(*(kind[1] for kind in kinds))
 
-    def fetch(self, ranges: Sequence[tuple[int, int]]) -> Fetch:
-        reads, order = self._reads(ranges)
+    def fetch(self, ranges: Sequence[tuple[int, int]]) -> Fetch | StagedFetch:
+        if self.thinned:
+            part, row, size = self._pieces(self.checked(ranges))
+            if len(row):
+                return self._staged(part, row, size)
+        return self._fetch(*self._reads(ranges))
+
+    def _staged(self, part: np.ndarray, row: np.ndarray, size: np.ndarray) -> StagedFetch:
+        order = np.lexsort((row, part))
+        most = max(1, int(STAGE_BYTES * self.n_cells / self.nbytes))
+        stages = stages_of(part[order], row[order], size[order], most=most)
+        pieces = None
+        if (order[1:] < order[:-1]).any():
+            first = np.empty_like(size)
+            first[order] = np.cumsum(size[order]) - size[order]
+            pieces = (first, size)
+        return StagedFetch(stages, lambda stage: self._fetch(stage.reads, stage.pieces), pieces)
+
+    def _fetch(self, reads: list[tuple[int, int, int]], order: tuple[np.ndarray, np.ndarray] | None) -> Fetch:
         return Fetch(
             [(self.parts[part], start, stop) for part, start, stop in reads],
             genes=len(self.genes),
