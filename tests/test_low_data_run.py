@@ -53,6 +53,8 @@ def test_the_run_says_what_it_trains_on(low):
     )
     assert low.out.count("Training on") == 1 and line in low.out
     record = json.loads((low.workdir / "run.json").read_text())
+    sizes = kept.groupby(columns, observed=True).size()
+    assert record["n_sets"] == np.ceil(sizes / 8).sum()
     assert record["training_cells"]["cells"] == wanted and record["store"]["cells"] == store.n_cells
     assert line in (low.workdir / "report.html").read_text()
     bundle = json.loads((low.workdir / "bundle/bundle.json").read_text())
@@ -128,6 +130,11 @@ def test_groups_below_min_cells_were_not_trained_on(low):
     large = {names for names, size in sizes.items() if size >= 12}
     assert 0 < len(large) < len(sizes)
     assert {tuple(triple) for triple in describe(settings, store).trained} == large
+    largest = sizes.groupby("batch", observed=True).max()
+    assert largest["B2"] < largest["B1"]
+    auto = {"model__use_batch": "auto", "loader__min_cells": int(largest["B2"]) + 1}
+    assert settle(from_config(tiny_config(**auto)), store).model.use_batch == "no"
+    assert settle(from_config(tiny_config(**auto | {"loader__min_cells": 1})), store).model.use_batch == "yes"
 
 
 def test_a_resumed_run_is_the_unbroken_one(low, tmp_path, monkeypatch, capsys):
@@ -143,7 +150,10 @@ def test_a_resumed_run_is_the_unbroken_one(low, tmp_path, monkeypatch, capsys):
     settings = from_config(tiny_config(**SHARE))
     share, _ = training_share(settings, store)
     settings = settle(settings, share)
+    drawn_from, whole = [], train.SetSource
+    monkeypatch.setattr(train, "SetSource", lambda cells, **k: drawn_from.append(cells) or whole(cells, **k))
     train.train(settings, share, tmp_path / "run")
+    assert {set(cells.groups.split.tolist()) == {0, 3} for cells in drawn_from} == {True}
     assert f"Resuming at step {EVERY} of {STEPS}." in capsys.readouterr().out
     model = build_model(describe(settings, share), settings.model)
     like = jax.eval_shape(

@@ -106,7 +106,7 @@ def test_a_part_of_a_part_can_be_grouped_anew(store):
     }
     assert set(again.obs.index) == trained
     mixed = regroup(again, "cell_type")
-    assert set(mixed.obs.index) == trained and mixed.nnz == again.nnz
+    assert set(mixed.obs.index) == trained and mixed.nnz == again.nnz and mixed.thinned
     by_name = dict(zip(again.obs.index, again.load().toarray()))
     np.testing.assert_array_equal(mixed.load().toarray(), [by_name[name] for name in mixed.obs.index])
 

@@ -184,7 +184,9 @@ def regroup(store: StoreFace, by: str) -> StoreFace:
         groups = _served(groups, store.groups, members.group[first])
     runs = dealt(members, of, seed=int(store.manifest.get("seed", 0)))
     parts = store.parts if isinstance(store, View) else [store]
-    return View(store.path, store.manifest, groups, parts=parts, members=members, runs=runs, nnz=store.nnz)
+    thinned = isinstance(store, View) and store.thinned
+    kept = {"nnz": store.nnz, "thinned": thinned}
+    return View(store.path, store.manifest, groups, parts=parts, members=members, runs=runs, **kept)
 
 
 def _served(mixed: Groups, stored: Groups, origin: np.ndarray) -> Groups:
