@@ -56,7 +56,8 @@ def test_the_run_says_what_it_trains_on(low):
     sizes = kept.groupby(columns, observed=True).size()
     assert record["n_sets"] == np.ceil(sizes / 8).sum()
     assert record["training_cells"]["cells"] == wanted and record["store"]["cells"] == store.n_cells
-    assert line in (low.workdir / "report.html").read_text()
+    page = (low.workdir / "report.html").read_text()
+    assert line in page and "Low data" in page
     bundle = json.loads((low.workdir / "bundle/bundle.json").read_text())
     named = kept[columns].drop_duplicates().itertuples(index=False, name=None)
     assert {tuple(triple) for triple in bundle["trained"]} == set(named)
