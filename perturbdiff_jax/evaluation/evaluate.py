@@ -145,11 +145,10 @@ def evaluate(
     if not celleval.installed():
         echo(celleval.MISSING)
     cells = _by_name(predicted, contexts)
-    if store is not None and share is None:
-        share = TrainingShare.of_predictions(predicted.shares)
-    if share is not None and share.fraction < 1:
-        echo(share.told())
-    training = None if store is None else _training(store, predicted.genes, share)
+    training = None
+    if store is not None:
+        share = share or TrainingShare.of_predictions(predicted.shares)
+        training = _training(store, predicted.genes, share, echo)
     rivals = model_rows.Rivals.fit(training, predicted.genes)
 
     rule = model_rows.Rule(control, celleval.installed(), is_log1p, tables)
@@ -221,11 +220,11 @@ def evaluate(
 
 
 @stage("training cells")
-def _training(store, genes: tuple[str, ...], share: TrainingShare) -> Training:
+def _training(store, genes: tuple[str, ...], share: TrainingShare, echo) -> Training:
     missing = [gene for gene in genes if gene not in set(store.genes)]
     if missing:
         raise RequestError(f"store {store.path}: lacks predicted genes: {shorten(missing, most=5)}.")
-    return training_of(share.cells_of(store), genes)
+    return training_of(share.cells_of(store, echo), genes)
 
 
 def _by_name(predicted: Predicted, contexts) -> dict[str, dict]:

@@ -1,7 +1,7 @@
 """The share of a store's training cells that baselines are fitted on: that of the model beside which they stand."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from perturbdiff_jax.data.low_data import check_share, low_data
 from perturbdiff_jax.errors import RequestError
@@ -67,10 +67,11 @@ class TrainingShare:
             f"(seed {self.fraction_seed}) and on all control cells"
         )
 
-    def cells_of(self, store):
-        """The store with this share of its training cells."""
+    def cells_of(self, store, echo: Callable[[str], None]):
+        """The store with this share of its training cells, which `echo` is told of unless it is all."""
         if self.fraction == 1:
             return store
+        echo(self.told())
         return low_data(store, fraction=self.fraction, seed=self.fraction_seed)
 
 
