@@ -46,7 +46,7 @@ class Bundle:
     sources: list[str] = dataclasses.field(default_factory=list)
     # Data set -> source; prefixes of batches.
     datasets: dict[str, str] = dataclasses.field(default_factory=dict)
-    # Covariate -> name, shape, sha256 (frozen).
+    # Covariate -> name; shape, sha256 and parts of its frozen table; learned rows (models/covariates.py).
     tables: dict[str, Any] = dataclasses.field(default_factory=dict)
     # Values; codes: a row for each perturbation.
     doses: dict[str, list] = dataclasses.field(default_factory=dict)
@@ -120,7 +120,11 @@ def build_model(bundle: Bundle, options: ModelOptions) -> Denoiser:
     """The network of a bundle."""
 
     def table(covariate: str) -> tuple[int, int] | None:
-        return tuple(bundle.tables[covariate]["shape"]) if covariate in bundle.tables else None
+        shape = bundle.tables.get(covariate, {}).get("shape")
+        return tuple(shape) if shape else None
+
+    def learned(covariate: str) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(own) for own in bundle.tables.get(covariate, {}).get("learned", ()))
 
     return Denoiser(
         options,
@@ -131,6 +135,8 @@ def build_model(bundle: Bundle, options: ModelOptions) -> Denoiser:
         sources=len(bundle.sources),
         perturbation_table=table("perturbation"),
         cell_type_table=table("cell_type"),
+        perturbation_rows=learned("perturbation"),
+        cell_type_rows=learned("cell_type"),
         dose_codes=tuple(bundle.doses.get("codes", ())),
         covariate_genes=bundle.covariate_genes,
     )

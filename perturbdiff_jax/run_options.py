@@ -7,6 +7,7 @@ import dataclasses
 import re
 from typing import Any
 
+from perturbdiff_jax.data.embeddings.registry import parts_of
 from perturbdiff_jax.data.loader import GROUPINGS
 from perturbdiff_jax.data.loading.set_stream import FORMS
 from perturbdiff_jax.data.loading.tiers import TIERS
@@ -16,6 +17,7 @@ from perturbdiff_jax.errors import RequestError, unknown
 from perturbdiff_jax.models.mmdit import USES
 
 BEST_METRICS = {"energy": min, "r2": max, "pearson_delta": max}
+COMBINATIONS = ("auto", "own", "sum")
 DENSIFY = ("auto", *FORMS)
 
 
@@ -97,6 +99,28 @@ class HoldoutOptions:
             "context": context,
             "seed": self.seed,
         }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CovariateOptions:
+    """How the network is told perturbations and cell types: see data/embeddings/registry.py."""
+
+    perturbation: str = "onehot"  # onehot, NAME=FILE, or a sum of these: "onehot + genept=GenePT.pkl"
+    cell_type: str = "onehot"
+    # Of drugs that a table tells: "auto" = a learned table of doses beside it, if labels have doses.
+    dose: str = "auto"
+    # "A+B" is "own" = a perturbation like any other, or the "sum" of A and B; "auto" = sum where a held-out one has no
+    # training cell. Vectors of tables are always added up.
+    combinations: str = "auto"
+    allow_unknown: bool = False  # test conditions that nothing tells apart
+
+    def __post_init__(self):
+        """Refuses unknown choices and encodings that name no file; opens nothing."""
+        for name, allowed in (("dose", USES), ("combinations", COMBINATIONS)):
+            if getattr(self, name) not in allowed:
+                raise unknown(f"config.covariates.{name}", getattr(self, name), allowed)
+        for role in ("perturbation", "cell_type"):
+            parts_of(getattr(self, role), f"config.covariates.{role}", role)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from perturbdiff_jax.bundle import Bundle, package_versions
+from perturbdiff_jax.covariate_setup import Told, tell
 from perturbdiff_jax.data.conditions import TEST, TRAIN, VALIDATION
+from perturbdiff_jax.data.embeddings.registry import ONEHOT, parts_of
 from perturbdiff_jax.data.loading.index import index_sets
 from perturbdiff_jax.data.low_data import low_data
 from perturbdiff_jax.data.prepare import prepare
@@ -71,6 +73,8 @@ def settle(settings: Settings, store: Store) -> Settings:
         held = set(codes[(groups.split == VALIDATION) | (groups.split == TEST)].tolist())
         unseen[role] = [vocabulary[code] for code in sorted(held - trained)]
     model, loader = settings.model, settings.loader
+    if any(name != ONEHOT for name, _ in parts_of(settings.covariates.cell_type, "", "cell_type")):
+        unseen["cell_type"] = []  # a table tells them
     for role, names in unseen.items():
         if getattr(model, f"use_{role}") != "auto":
             continue
@@ -114,8 +118,12 @@ def _limited(settings: Settings, store: Store) -> TrainOptions:
     return dataclasses.replace(train, steps=limit)
 
 
-def describe(settings: Settings, store: Store) -> Bundle:
-    """The bundle's facts: everything that a prediction needs besides weights."""
+def describe(settings: Settings, store: Store, told: Told | None = None) -> Bundle:
+    """The bundle's facts: everything that a prediction needs besides weights and embedding files.
+
+    `told` is what covariate_setup.tell says of the same settings and store; it is asked when None.
+    """
+    told = told or tell(settings, store)
     groups = store.groups
     with_controls = settings.loader.train_on_controls == "yes"
     seen = np.flatnonzero(_targets(settings, store, with_controls=with_controls))
@@ -144,6 +152,8 @@ def describe(settings: Settings, store: Store) -> Bundle:
         settings=settings.to_dict(),
         best_metric={"name": best, "mode": BEST_METRICS[best].__name__},
         versions=package_versions(),
+        tables=told.facts(),
+        doses=told.doses,
     )
 
 

@@ -22,6 +22,7 @@ from perturbdiff_jax.errors import RequestError, unknown
 from perturbdiff_jax.models.mmdit import ModelOptions
 from perturbdiff_jax.optim import EmaOptions, OptimOptions
 from perturbdiff_jax.run_options import (
+    CovariateOptions,
     DataOptions,
     HoldoutOptions,
     LoaderOptions,
@@ -47,6 +48,7 @@ class Settings:
     data: DataOptions = DataOptions()
     holdout: HoldoutOptions = HoldoutOptions()
     simulate: SimulateOptions = SimulateOptions()
+    covariates: CovariateOptions = CovariateOptions()
     loader: LoaderOptions = LoaderOptions()
     model: ModelOptions = ModelOptions()
     schedule: Schedule = Schedule()

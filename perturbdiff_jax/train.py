@@ -15,6 +15,7 @@ from perturbdiff_jax import processes, sharding
 from perturbdiff_jax.bundle import build_model, write_bundle
 from perturbdiff_jax.checkpoint import Checkpoints
 from perturbdiff_jax.checkpoint_folder import last_good
+from perturbdiff_jax.covariate_setup import tell
 from perturbdiff_jax.data.conditions import VALIDATION
 from perturbdiff_jax.data.loader import SetSource
 from perturbdiff_jax.data.storage.subset import without_held_out
@@ -99,7 +100,8 @@ def train(settings: Settings, store: Store, workdir: Path, stop: Interruption | 
         blocks=len(sharding.rows_here(mesh, sharding.runs_of(mesh))),
         **settings.loader.source_options(jax.default_backend()),
     )
-    bundle = describe(settings, store)
+    told = tell(settings, store)
+    bundle = describe(settings, store, told)
     model = build_model(bundle, settings.model)
     parts = StepParts(
         model=model,
@@ -111,8 +113,14 @@ def train(settings: Settings, store: Store, workdir: Path, stop: Interruption | 
         divisor=settings.loader.divisor,
         accumulate=settings.train.accumulate,
     )
-    state = initial_state(parts, mesh)
-    processes.lead(lambda: write_bundle(workdir / "bundle", bundle))
+    state = told.put_into(initial_state(parts, mesh))
+
+    def write() -> None:
+        told.refuse_others(workdir / "bundle")
+        write_bundle(workdir / "bundle", bundle)
+        told.write(workdir / "bundle")
+
+    processes.lead(write)
     best, options = bundle.best_metric, settings.train
     facts = {"parameters": count_parameters(state.params), "n_sets": source.n_sets}
     with (

@@ -93,7 +93,7 @@ class Denoiser(nn.Module):
       options: shape of the network.
       genes, perturbations, cell_types, batches: sizes of the vocabularies.
       sources: sources of data with an input layer each; 0 = one shared layer.
-      perturbation_table, cell_type_table, dose_codes: see models/covariates.py.
+      perturbation_table, cell_type_table, perturbation_rows, cell_type_rows, dose_codes: see models/covariates.py.
       covariate_genes: output width of the covariate encoder; 0 = `genes`. Weights finetuned to another gene set keep
         the width they were pretrained with.
     """
@@ -106,6 +106,8 @@ class Denoiser(nn.Module):
     sources: int = 0
     perturbation_table: tuple[int, int] | None = None
     cell_type_table: tuple[int, int] | None = None
+    perturbation_rows: tuple[tuple[int, ...], ...] = ()
+    cell_type_rows: tuple[tuple[int, ...], ...] = ()
     dose_codes: tuple[int, ...] = ()
     covariate_genes: int = 0
 
@@ -169,6 +171,8 @@ class Denoiser(nn.Module):
             ignore_perturbation=opts.use_perturbation == "no",
             perturbation_table=self.perturbation_table,
             cell_type_table=self.cell_type_table,
+            perturbation_rows=self.perturbation_rows,
+            cell_type_rows=self.cell_type_rows,
             dose_codes=self.dose_codes,
             dtype=dtype,
             name="covariates",

@@ -10,7 +10,7 @@ import jax
 import pandas as pd
 
 from perturbdiff_jax import settings as run_settings
-from perturbdiff_jax.bundle import Bundle
+from perturbdiff_jax.bundle import Bundle, build_model
 from perturbdiff_jax.diffusion import samplers
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.models.mmdit import Denoiser
@@ -22,6 +22,7 @@ from perturbdiff_jax.prediction.job import PredictionJob
 from perturbdiff_jax.prediction.model_error import ModelError
 from perturbdiff_jax.prediction.population import Walker
 from perturbdiff_jax.prediction.table import facts
+from perturbdiff_jax.prediction.unseen import extended, facts_of, refuse_untold, unseen
 
 READING = ("cell_type_key", "batch_key", "total_key", "gene_key", "min_gene_overlap")
 
@@ -193,14 +194,19 @@ class Predictor:
         sampler = sampler or self.options.sampler
         samplers.timesteps(self.options.schedule, sampler)  # refuses an impossible walk before any work
         seed = run_settings.checked_seed(seed)
-        design = check_design(design, self.bundle, cells_per_condition, draws)
+        known = self._told(design)
+        design = check_design(design, known.bundle, cells_per_condition, draws)
+        refuse_untold(known.bundle, design["perturbation"])
+        strangers = unseen(known.bundle, known.params, design["perturbation"])
+        for one in strangers:
+            echo(one.words)
         if self.options.model.use_perturbation == "no":
             echo("This network was trained without looking at perturbations: all get the same population.")
         if self.zero_control:
             echo("This network was trained without control cells: they tell the context and enter as zeros.")
-        requests, contexts = requests_of(design, controls, self.bundle, source, echo, draw_batches)
+        requests, contexts = requests_of(design, controls, known.bundle, source, echo, draw_batches)
         walker = Walker(
-            self.model,
+            known.model,
             schedule=self.options.schedule,
             sampler=sampler,
             cells_per_set=self.options.loader.cells_per_set,
@@ -211,16 +217,26 @@ class Predictor:
             devices=devices,
         )
         told = facts(self.bundle, str(self.path), self.step, self.error, sampler=sampler, seed=seed)
+        told |= facts_of(strangers)
         return PredictionJob(
             walker=walker,
-            params=self.params,
+            params=known.params,
             requests=requests,
             contexts=contexts,
             controls=controls,
-            bundle=self.bundle,
+            bundle=known.bundle,
             uns=told,
             echo=echo,
         )
+
+    def _told(self, design: pd.DataFrame) -> "Predictor":
+        """This model with the perturbations of a design that it can tell from its tables but has not trained."""
+        names = design["perturbation"].dropna() if "perturbation" in design else []
+        bundle, params = extended(self.bundle, self.params, self.path, names)
+        if bundle is self.bundle:
+            return self
+        model = build_model(bundle, self.options.model)
+        return dataclasses.replace(self, bundle=bundle, params=params, model=model)
 
     def _read(
         self,
@@ -239,7 +255,7 @@ class Predictor:
         perturbations = [perturbations] if isinstance(perturbations, str) else perturbations
         contexts = [(self.cell_types[0], self.batches[0])]  # names are checked before a large file is read
         asked = full_design(perturbations, contexts) if design is None else design
-        check_design(asked, self.bundle, cells_per_condition, draws)
+        check_design(asked, self._told(asked).bundle, cells_per_condition, draws)
         controls = from_anndata(adata, self.bundle, echo=echo, **reading)
         if design is None:
             design = full_design(perturbations, list(controls.cells))

@@ -1,0 +1,171 @@
+"""Perturbations that training never saw: told by their vectors (or parts), predicted, and flagged with what is nearest.
+
+A name outside the vocabulary is appended to it for the request: its vector comes from the bundle's embedding files,
+the learned part of a combination from its parts. What nothing tells apart stays unknown and is refused.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from perturbdiff_jax.bundle import Bundle
+from perturbdiff_jax.covariate_tables import stored_encoding
+from perturbdiff_jax.data.embeddings.labels import Label, read_label
+from perturbdiff_jax.data.embeddings.rows import nearest, vector_of
+from perturbdiff_jax.errors import RequestError, shorten
+from perturbdiff_jax.models.covariates import FROZEN
+
+
+@dataclasses.dataclass(frozen=True)
+class Unseen:
+    """A perturbation without a training cell: the nearest trained one and its cosine distance, by the frozen table.
+
+    Without a table (combinations of trained perturbations) there is no distance, `nearest` is "" and it is NaN.
+    """
+
+    name: str
+    nearest: str
+    distance: float
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        if not self.nearest:
+            return f"{self.name} was never trained: told as the sum of its parts."
+        return (
+            f"{self.name} was never trained: told by its vector, nearest to {self.nearest} "
+            f"(cosine distance {self.distance:.3f})."
+        )
+
+
+def extended(bundle: Bundle, params: dict, path: Path, names: Iterable[str]) -> tuple[Bundle, dict]:
+    """The bundle and parameters with those of `names` appended that the vocabulary lacks and that can be told.
+
+    Raises:
+      RequestError: a dose that the learned table does not have; a damaged embedding file.
+    """
+    known = set(bundle.perturbations)
+    new = [name for name in dict.fromkeys(map(str, names)) if name not in known]
+    facts = bundle.tables.get("perturbation")
+    if not new or facts is None:
+        return bundle, params
+    encoding = stored_encoding(path, bundle, "perturbation")
+    whole = {name for _, vectors in encoding.tables for name in vectors.names}
+    units = _units(bundle) if facts.get("added_up") else {}
+    added, vectors, learned, doses = [], [], [], []
+    for name in new:
+        label = read_label(name, bundle.control, whole)
+        vector = vector_of(encoding, label)
+        rows = [units.get(part) for part in label.parts]
+        rows = () if None in rows or label.dose is not None else tuple(rows)
+        if vector is None and not rows:
+            continue
+        if bundle.doses:
+            doses.append(_dose_code(bundle, name, label))
+        elif label.dose is not None:
+            continue
+        if vector is None and "shape" in facts:
+            vector = np.zeros(facts["shape"][1], np.float32)
+        added.append(name)
+        vectors.append(vector)
+        learned.append(list(rows))
+    if not added:
+        return bundle, params
+    facts = dict(facts)
+    if facts.get("learned"):
+        facts["learned"] = [*facts["learned"], *learned]
+    if "shape" in facts:
+        facts["shape"] = [facts["shape"][0] + len(added), facts["shape"][1]]
+        own = params["covariates"]
+        table = jnp.concatenate([own[FROZEN + "perturbation"], jnp.asarray(np.stack(vectors))])
+        params = {**params, "covariates": {**own, FROZEN + "perturbation": table}}
+    told = {**bundle.doses, "codes": [*bundle.doses["codes"], *doses]} if bundle.doses else {}
+    bundle = dataclasses.replace(
+        bundle,
+        perturbations=[*bundle.perturbations, *added],
+        tables={**bundle.tables, "perturbation": facts},
+        doses=told,
+    )
+    return bundle, params
+
+
+def unseen(bundle: Bundle, params: dict, names: Iterable[str]) -> list[Unseen]:
+    """Which of `names` (all in the vocabulary) have no training cell, with the nearest that has."""
+    trained = sorted({name for name, _, _ in bundle.trained} - {bundle.control})
+    new = [name for name in dict.fromkeys(names) if name not in set(trained) | {bundle.control}]
+    table = params["covariates"].get(FROZEN + "perturbation")
+    if not trained or not new:
+        return []
+    if table is None:
+        return [Unseen(name, "", float("nan")) for name in new]
+    places = {name: code + 1 for code, name in enumerate(bundle.perturbations)}
+    table = np.asarray(table)
+    known = table[[places[name] for name in trained]]
+    found = []
+    for name in new:
+        row, distance = nearest(known, table[places[name]])
+        found.append(Unseen(name, trained[row] if np.isfinite(distance) else "", distance))
+    return found
+
+
+def facts_of(found: list[Unseen]) -> dict[str, Any]:
+    """For `uns`: parallel lists; {} when every perturbation was trained."""
+    if not found:
+        return {}
+    return {
+        "unseen": {
+            "perturbation": np.array([one.name for one in found], dtype=object),
+            "nearest": np.array([one.nearest for one in found], dtype=object),
+            "distance": np.array([one.distance for one in found]),
+        }
+    }
+
+
+def refuse_untold(bundle: Bundle, names: Iterable[str]) -> None:
+    """Refuses what is in the vocabulary, was never trained, and has neither a vector nor trained parts.
+
+    Raises:
+      RequestError: names such perturbations and trained ones.
+    """
+    trained = {name for name, _, _ in bundle.trained} | {bundle.control}
+    allowed = bundle.settings.get("covariates", {}).get("allow_unknown", False)
+    if len(trained) == 1 or allowed or bundle.settings.get("model", {}).get("use_perturbation") == "no":
+        return
+    facts = bundle.tables.get("perturbation", {})
+    places = {name: code + 1 for code, name in enumerate(bundle.perturbations)}
+
+    def told(name: str) -> bool:
+        return "shape" in facts or bool(facts.get("learned") and facts["learned"][places[name]])
+
+    lost = [name for name in dict.fromkeys(names) if name not in trained and not told(name)]
+    if lost:
+        more = f" ({len(lost)} such)" if len(lost) > 1 else ""
+        raise RequestError(
+            f"perturbation {lost[0]!r} has no training cell and nothing else tells what it is{more}.\n"
+            f"Trained are {shorten(sorted(trained - {bundle.control}))}; others need a table "
+            "(config.covariates.perturbation)."
+        )
+
+
+def _units(bundle: Bundle) -> dict[str, int]:
+    """Part of a label -> its learned row."""
+    found: dict[str, int] = {}
+    for name, rows in zip(bundle.perturbations, bundle.tables["perturbation"]["learned"][1:]):
+        parts = read_label(name, bundle.control).parts
+        if len(parts) == len(rows):
+            found |= dict(zip(parts, rows))
+    return found
+
+
+def _dose_code(bundle: Bundle, name: str, label: Label) -> int:
+    values = bundle.doses["values"]
+    if label.dose not in values:
+        raise RequestError(
+            f"perturbation {name!r}: its dose {label.dose} was never trained; allowed are "
+            f"{shorten([value for value in values if value is not None])}."
+        )
+    return values.index(label.dose)
