@@ -10,7 +10,7 @@ import jax
 import pandas as pd
 
 from perturbdiff_jax import settings as run_settings
-from perturbdiff_jax.bundle import Bundle, build_model
+from perturbdiff_jax.bundle import Bundle
 from perturbdiff_jax.diffusion import samplers
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.models.mmdit import Denoiser
@@ -22,7 +22,7 @@ from perturbdiff_jax.prediction.job import PredictionJob
 from perturbdiff_jax.prediction.model_error import ModelError
 from perturbdiff_jax.prediction.population import Walker
 from perturbdiff_jax.prediction.table import facts
-from perturbdiff_jax.prediction.unseen import extended, facts_of, refuse_untold, unseen
+from perturbdiff_jax.prediction.unseen import extended, facts_of, unseen
 
 READING = ("cell_type_key", "batch_key", "total_key", "gene_key", "min_gene_overlap")
 
@@ -88,7 +88,7 @@ class Predictor:
         Args:
           adata: control cells (AnnData or h5ad), raw counts or log1p-normalised; perturbed cells in it are ignored.
           perturbations: a name or names; each is predicted in every context of the control cells. Or give `design`.
-          design: columns perturbation, cell_type, batch and optionally cells, draws; one row per condition.
+          design: columns perturbation, cell_type, batch and optionally cells, draws; a condition in each row.
           cell_type_key, batch_key, total_key: obs columns of `adata`.
           gene_key: var column with the gene names; by default the index of var.
           source: input layer, for networks with several whose batches do not tell.
@@ -194,12 +194,9 @@ class Predictor:
         sampler = sampler or self.options.sampler
         samplers.timesteps(self.options.schedule, sampler)  # refuses an impossible walk before any work
         seed = run_settings.checked_seed(seed)
-        known = self._told(design)
+        known = extended(self, design)
         design = check_design(design, known.bundle, cells_per_condition, draws)
-        refuse_untold(known.bundle, design["perturbation"])
-        strangers = unseen(known.bundle, known.params, design["perturbation"])
-        for one in strangers:
-            echo(one.words)
+        strangers = unseen(known, design["perturbation"], echo)
         if self.options.model.use_perturbation == "no":
             echo("This network was trained without looking at perturbations: all get the same population.")
         if self.zero_control:
@@ -217,7 +214,6 @@ class Predictor:
             devices=devices,
         )
         told = facts(self.bundle, str(self.path), self.step, self.error, sampler=sampler, seed=seed)
-        told |= facts_of(strangers)
         return PredictionJob(
             walker=walker,
             params=known.params,
@@ -225,18 +221,9 @@ class Predictor:
             contexts=contexts,
             controls=controls,
             bundle=known.bundle,
-            uns=told,
+            uns=told | facts_of(strangers),
             echo=echo,
         )
-
-    def _told(self, design: pd.DataFrame) -> "Predictor":
-        """This model with the perturbations of a design that it can tell from its tables but has not trained."""
-        names = design["perturbation"].dropna() if "perturbation" in design else []
-        bundle, params = extended(self.bundle, self.params, self.path, names)
-        if bundle is self.bundle:
-            return self
-        model = build_model(bundle, self.options.model)
-        return dataclasses.replace(self, bundle=bundle, params=params, model=model)
 
     def _read(
         self,
@@ -255,7 +242,7 @@ class Predictor:
         perturbations = [perturbations] if isinstance(perturbations, str) else perturbations
         contexts = [(self.cell_types[0], self.batches[0])]  # names are checked before a large file is read
         asked = full_design(perturbations, contexts) if design is None else design
-        check_design(asked, self._told(asked).bundle, cells_per_condition, draws)
+        check_design(asked, extended(self, asked).bundle, cells_per_condition, draws)
         controls = from_anndata(adata, self.bundle, echo=echo, **reading)
         if design is None:
             design = full_design(perturbations, list(controls.cells))

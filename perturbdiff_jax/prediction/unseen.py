@@ -5,19 +5,23 @@ the learned part of a combination from its parts. What nothing tells apart stays
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 
-from perturbdiff_jax.bundle import Bundle
+from perturbdiff_jax.bundle import Bundle, build_model
 from perturbdiff_jax.covariate_tables import stored_encoding
 from perturbdiff_jax.data.embeddings.labels import Label, read_label
 from perturbdiff_jax.data.embeddings.rows import nearest, vector_of
 from perturbdiff_jax.errors import RequestError, shorten
 from perturbdiff_jax.models.covariates import FROZEN
+
+if TYPE_CHECKING:
+    from perturbdiff_jax.prediction.predictor import Predictor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,17 +46,23 @@ class Unseen:
         )
 
 
-def extended(bundle: Bundle, params: dict, path: Path, names: Iterable[str]) -> tuple[Bundle, dict]:
-    """The bundle and parameters with those of `names` appended that the vocabulary lacks and that can be told.
+def extended(model: "Predictor", design: pd.DataFrame) -> "Predictor":
+    """The model with the perturbations of a design appended that its vocabulary lacks and that it can be told.
 
     Raises:
       RequestError: a dose that the learned table does not have; a damaged embedding file.
     """
-    known = set(bundle.perturbations)
-    new = [name for name in dict.fromkeys(map(str, names)) if name not in known]
-    facts = bundle.tables.get("perturbation")
-    if not new or facts is None:
-        return bundle, params
+    asked = design["perturbation"].dropna().astype(str) if "perturbation" in design else ()
+    new = [name for name in dict.fromkeys(asked) if name not in set(model.bundle.perturbations)]
+    if not new or "perturbation" not in model.bundle.tables:
+        return model
+    bundle, params = _appended(model.bundle, model.params, model.path, new)
+    network = build_model(bundle, model.options.model)
+    return dataclasses.replace(model, bundle=bundle, params=params, model=network)
+
+
+def _appended(bundle: Bundle, params: dict, path: Path, new: list[str]) -> tuple[Bundle, dict]:
+    facts = bundle.tables["perturbation"]
     encoding = stored_encoding(path, bundle, "perturbation")
     whole = {name for _, vectors in encoding.tables for name in vectors.names}
     units = _units(bundle) if facts.get("added_up") else {}
@@ -73,12 +83,10 @@ def extended(bundle: Bundle, params: dict, path: Path, names: Iterable[str]) -> 
         added.append(name)
         vectors.append(vector)
         learned.append(list(rows))
-    if not added:
-        return bundle, params
     facts = dict(facts)
     if facts.get("learned"):
         facts["learned"] = [*facts["learned"], *learned]
-    if "shape" in facts:
+    if "shape" in facts and added:
         facts["shape"] = [facts["shape"][0] + len(added), facts["shape"][1]]
         own = params["covariates"]
         table = jnp.concatenate([own[FROZEN + "perturbation"], jnp.asarray(np.stack(vectors))])
@@ -93,8 +101,20 @@ def extended(bundle: Bundle, params: dict, path: Path, names: Iterable[str]) -> 
     return bundle, params
 
 
-def unseen(bundle: Bundle, params: dict, names: Iterable[str]) -> list[Unseen]:
-    """Which of `names` (all in the vocabulary) have no training cell, with the nearest that has."""
+def unseen(model: "Predictor", names: Iterable[str], echo: Callable[[str], None]) -> list[Unseen]:
+    """Which of `names` (all in the vocabulary) have no training cell, with the nearest that has; says so.
+
+    Raises:
+      RequestError: one that nothing tells what it is.
+    """
+    _refuse_untold(model.bundle, names)
+    found = _strangers(model.bundle, model.params, names)
+    for one in found:
+        echo(one.words)
+    return found
+
+
+def _strangers(bundle: Bundle, params: dict, names: Iterable[str]) -> list[Unseen]:
     trained = sorted({name for name, _, _ in bundle.trained} - {bundle.control})
     new = [name for name in dict.fromkeys(names) if name not in set(trained) | {bundle.control}]
     table = params["covariates"].get(FROZEN + "perturbation")
@@ -125,12 +145,8 @@ def facts_of(found: list[Unseen]) -> dict[str, Any]:
     }
 
 
-def refuse_untold(bundle: Bundle, names: Iterable[str]) -> None:
-    """Refuses what is in the vocabulary, was never trained, and has neither a vector nor trained parts.
-
-    Raises:
-      RequestError: names such perturbations and trained ones.
-    """
+def _refuse_untold(bundle: Bundle, names: Iterable[str]) -> None:
+    """Refuses what is in the vocabulary, was never trained, and has neither a vector nor trained parts."""
     trained = {name for name, _, _ in bundle.trained} | {bundle.control}
     allowed = bundle.settings.get("covariates", {}).get("allow_unknown", False)
     if len(trained) == 1 or allowed or bundle.settings.get("model", {}).get("use_perturbation") == "no":

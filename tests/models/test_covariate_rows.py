@@ -13,7 +13,9 @@ ROWS = ((0,), (1,), (1, 2), ())
 
 def encoded(codes, table=None, **changes):
     """(output, parameters as numpy) of an encoder on codes [B, 1]."""
-    model = CovariateEncoder(perturbations=PERTURBATIONS, cell_types=2, batches=0, genes=GENES, width=WIDTH, **changes)
+    model = CovariateEncoder(
+        perturbations=PERTURBATIONS, cell_types=2, batches=0, genes=GENES, width=WIDTH, **changes
+    )
     codes = jnp.asarray(codes)[:, None]
     arguments = (codes, jnp.ones_like(codes), jnp.zeros_like(codes))
     params = model.init(jax.random.key(0), *arguments)["params"]
@@ -47,7 +49,9 @@ def test_rows_are_added_to_what_a_table_tells():
     assert "perturbation" not in params
     to = params["map_perturbation"]["linear"]
     np.testing.assert_allclose(out.shape[1:], alone.shape[1:])
-    np.testing.assert_allclose(alone, mixed(params, table[2:3] @ to["kernel"] + to["bias"]), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        alone, mixed(params, table[2:3] @ to["kernel"] + to["bias"]), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_a_row_for_each_name_is_what_no_rows_mean():
@@ -91,6 +95,8 @@ def test_cell_types_too():
     out = np.asarray(model.apply({"params": params}, codes * 0, codes, codes))[:, 0]
     own = jax.tree.map(np.asarray, params)
     to, mix = own["map_cell_type"]["linear"], own["mix"]["linear"]
-    told = own["frozen_cell_type"] @ to["kernel"] + to["bias"] + np.stack([np.zeros(WIDTH), own["cell_type"][0]])
+    told = (
+        own["frozen_cell_type"] @ to["kernel"] + to["bias"] + np.stack([np.zeros(WIDTH), own["cell_type"][0]])
+    )
     row = np.concatenate([own["perturbation"][[1, 1]], told], axis=-1)
     np.testing.assert_allclose(out, row @ mix["kernel"] + mix["bias"], rtol=1e-5, atol=1e-5)

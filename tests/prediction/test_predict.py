@@ -207,9 +207,13 @@ def test_python_refuses_in_the_same_words(model, screen):
     assert model.cell_types == ["T1", "T2"] and model.batches == ["B1", "B2"]
 
 
-def test_a_perturbation_that_training_never_saw_is_marked(model, screen):
+def test_a_perturbation_that_training_never_saw_is_refused_or_marked(model, screen):
     kept = [triple for triple in model.bundle.trained if triple[0] != "P05"]
-    other = dataclasses.replace(model, bundle=dataclasses.replace(model.bundle, trained=kept))
+    bundle = dataclasses.replace(model.bundle, trained=kept)
+    with pytest.raises(RequestError, match="perturbation 'P05' has no training cell"):
+        dataclasses.replace(model, bundle=bundle).predict(screen, ["P02", "P05"], echo=silent, **KEYS)
+    settings = bundle.settings | {"covariates": {"allow_unknown": True}}
+    other = dataclasses.replace(model, bundle=dataclasses.replace(bundle, settings=settings))
     predicted = other.predict(screen, ["P02", "P05"], cells_per_condition=2, echo=silent, **KEYS)
     seen = predicted.obs.groupby("perturbation", observed=True)["seen_perturbation"].agg(set).to_dict()
     assert seen == {"P02": {True}, "P05": {False}, "control": {True}}

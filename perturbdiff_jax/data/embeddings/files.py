@@ -137,9 +137,7 @@ def _from_parquet(file: Path) -> tuple[list, Any]:
     except ImportError:
         raise RequestError(f"{file}: parquet files need pyarrow (pip install pyarrow).") from None
     except (ValueError, OSError) as error:  # pyarrow's own errors are among these
-        raise RequestError(
-            f"{file}: cannot be read as parquet ({_first_line(error)})."
-        ) from None
+        raise RequestError(f"{file}: cannot be read as parquet ({_first_line(error)}).") from None
     if not isinstance(table.index, pd.RangeIndex) and not any(c in NAME_COLUMNS for c in table.columns):
         table = table.reset_index()
     return _from_table(table, file)

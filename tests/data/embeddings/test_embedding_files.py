@@ -73,7 +73,10 @@ def arrays(**content):
         (text("x.csv", "name,a\nA,1\nB,2\nA,3\n"), r"1 name\(s\) stand there more than once: A\."),
         (text("x.csv", "name,a,b\nA,1,2\nB,2,\n"), r"1 vector\(s\) have NaN or infinite values: B\."),
         (text("x.csv", "name,a,b\nA,1,2\nB,2,inf\n"), r"NaN or infinite values: B\."),
-        (text("x.csv", "name,a,b\nA,1,2\nB,2,many\n"), "column 'b' holds 'many' for 'B'; vectors are numbers"),
+        (
+            text("x.csv", "name,a,b\nA,1,2\nB,2,many\n"),
+            "column 'b' holds 'many' for 'B'; vectors are numbers",
+        ),
         (text("x.csv", "name,a\nA,1\n,2\n"), "column 'name' has no name in row 2"),
         (text("x.csv", "name\nA\n"), r"1 column\(s\); needed are one of names"),
         (text("x.csv", ""), "cannot be read as a table"),
@@ -90,7 +93,10 @@ def arrays(**content):
         (pickled({}), "holds a dict; a dict of name -> vector is needed"),
         (pickled({"A": ["x", "y"]}), "vectors are numbers; among these is 'x'"),
         (pickled({"A": Harmful()}), r"open"),
-        (arrays(names=np.array(["A", "B"]), vectors=np.ones((3, 2))), r"2 names, but vectors of shape \(3, 2\)"),
+        (
+            arrays(names=np.array(["A", "B"]), vectors=np.ones((3, 2))),
+            r"2 names, but vectors of shape \(3, 2\)",
+        ),
         (arrays(names=np.array(["A"]), vectors=np.array([["x"]])), "vectors are numbers; among these is 'x'"),
         (arrays(A=np.ones(2), B=np.ones((1, 2))), r"the vector of 'B' has shape \(1, 2\)"),
         (arrays(A=np.array([object()], dtype=object)), "cannot be read as npz"),

@@ -29,7 +29,11 @@ def test_parts(text, wanted):
     ("text", "role", "message"),
     [
         ("", "perturbation", "names no file"),
-        ("genept", "perturbation", r"'genept' names no file\. Allowed are onehot, NAME=FILE \(here genept=FILE\)"),
+        (
+            "genept",
+            "perturbation",
+            r"'genept' names no file\. Allowed are onehot, NAME=FILE \(here genept=FILE\)",
+        ),
         ("one-hot", "perturbation", "known names are esm2: ESM-2 .*; genept: .*; chemberta: .*; llm: "),
         ("onehot=x.npz", "perturbation", "onehot takes no file"),
         ("onehot + onehot", "perturbation", "onehot stands there twice"),
@@ -44,7 +48,9 @@ def test_what_is_no_encoding_is_refused(text, role, message):
 
 def test_known_families_have_known_widths(tmp_path):
     np.savez(tmp_path / "t.npz", A=np.ones(10), B=np.zeros(10))
-    with pytest.raises(RequestError, match=r"vectors are 10 wide; genept has 1536, 3072 \(give other vectors"):
+    with pytest.raises(
+        RequestError, match=r"vectors are 10 wide; genept has 1536, 3072 \(give other vectors"
+    ):
         read_encoding(f"genept={tmp_path / 't.npz'}", KEY, "perturbation")
     found = read_encoding(f"onehot + mine={tmp_path / 't.npz'} + {tmp_path / 't.npz'}", KEY, "perturbation")
     assert found.onehot and [name for name, _ in found.tables] == ["mine", "t"]

@@ -56,7 +56,9 @@ def test_one_hot_alone_is_a_row_for_each_name():
 
 
 def test_a_table_gives_frozen_rows_and_the_control_their_mean():
-    found = perturbation_rows(Encoding(False, (("one", ONE),)), NAMES[:4], "control", set(NAMES), add_up=False)
+    found = perturbation_rows(
+        Encoding(False, (("one", ONE),)), NAMES[:4], "control", set(NAMES), add_up=False
+    )
     a, ab, c = [1, 0], [1, 2], [3, 3]
     np.testing.assert_allclose(found.frozen, [[0, 0], np.mean([a, ab, c], axis=0), a, ab, c], rtol=1e-6)
     assert found.learned == () and found.absent == {"one": []} and not found.unknown
