@@ -65,11 +65,13 @@ class Truth:
         noise, by (cell type, batch, perturbation); index 0 of the perturbations is the control. Rows sum to 1.
       response: [C, N, P, K] program activity R[c, b, p] of a fully responding cell.
       loading: [K, G] program loadings, natural-log units.
+      drive: [P, K] how much each perturbation drives each program, before cell types and batches make it theirs.
     """
 
     rate: np.ndarray
     response: np.ndarray
     loading: np.ndarray
+    drive: np.ndarray
 
 
 def _programs(rng: np.random.Generator, options: SimulateOptions) -> np.ndarray:
@@ -80,8 +82,10 @@ def _programs(rng: np.random.Generator, options: SimulateOptions) -> np.ndarray:
     return member * sign * rng.lognormal(np.log(1.4), 0.3, shape)
 
 
-def _responses(rng: np.random.Generator, options: SimulateOptions) -> np.ndarray:
-    """Program activities R [C, N, P, K]: drive of the perturbation, wiring of the cell type, bend of the batch."""
+def _responses(rng: np.random.Generator, options: SimulateOptions) -> tuple[np.ndarray, np.ndarray]:
+    """Program activities R [C, N, P, K] (drive of the perturbation, wiring of the cell type, bend of the batch), and
+    the drive [P, K].
+    """
     c, n, p, k = options.cell_types, options.batches, options.perturbations, options.programs
     # Each perturbation drives two or three programs; strengths spread so that some conditions are weak.
     drive = np.zeros((p, k))
@@ -99,7 +103,7 @@ def _responses(rng: np.random.Generator, options: SimulateOptions) -> np.ndarray
     knee = 1.0 + options.hidden * rng.uniform(0.0, 2.0, n)
     bent = scale[None, :, None, None] * bend[None, :, None, :] * wired[:, None]
     saturated = bent / (1.0 + np.abs(bent) / (2.5 * knee[None, :, None, None]))
-    return options.effect * saturated
+    return options.effect * saturated, drive
 
 
 def _shares(log_rate: np.ndarray) -> np.ndarray:
@@ -145,7 +149,7 @@ def simulate(options: SimulateOptions) -> tuple[anndata.AnnData, Truth]:
     rng = np.random.default_rng(options.seed)
     c, n, p, g = options.cell_types, options.batches, options.perturbations, options.genes
     loading = _programs(rng, options)
-    response = _responses(rng, options)
+    response, drive = _responses(rng, options)
     base = rng.normal(0.0, 1.1, g) + rng.normal(0.0, 0.8, (c, g)) * (rng.random((c, g)) < 0.25)
     shift = rng.normal(0.0, 0.12, (n, g))
     dispersion = rng.lognormal(np.log(0.25), 0.4, g)
@@ -175,7 +179,17 @@ def simulate(options: SimulateOptions) -> tuple[anndata.AnnData, Truth]:
     )
     activity = np.concatenate([np.zeros((c, n, 1, options.programs)), response], axis=2)
     rate = _shares(log_base[:, :, None, :] + activity @ loading)
-    return adata, Truth(rate=rate, response=response, loading=loading)
+    return adata, Truth(rate=rate, response=response, loading=loading, drive=drive)
+
+
+def embeddings_of(truth: Truth, *, width: int = 32, noise: float = 0.1, seed: int = 0) -> np.ndarray:
+    """Vectors [P, width] float32 that know what perturbations do, as a good language model might.
+
+    The drive of each perturbation seen through a random matrix, and `noise` (a share of its spread) on top.
+    """
+    rng = np.random.default_rng(seed)
+    seen = truth.drive @ rng.normal(0.0, 1.0 / np.sqrt(truth.drive.shape[1]), (truth.drive.shape[1], width))
+    return (seen + noise * seen.std() * rng.normal(size=seen.shape)).astype(np.float32)
 
 
 def write_simulated(options: SimulateOptions, path: str | Path) -> Path:

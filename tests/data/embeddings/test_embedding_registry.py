@@ -17,6 +17,7 @@ KEY = "config.covariates.perturbation"
         ("/data/my table.npz", [("my table", "/data/my table.npz")]),
         ("onehot + genept=g.pkl", [("onehot", ""), ("genept", "g.pkl")]),
         ("onehot+genept=g.pkl", [("onehot", ""), ("genept", "g.pkl")]),
+        ("onehot+/data/x.npz", [("onehot", ""), ("x", "/data/x.npz")]),
         ("genept=g.pkl+onehot", [("genept", "g.pkl"), ("onehot", "")]),
         ("a=x+y/a.csv + b=b.csv.gz", [("a", "x+y/a.csv"), ("b", "b.csv.gz")]),
     ],
