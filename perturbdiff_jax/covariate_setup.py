@@ -98,7 +98,8 @@ def tell(settings: Settings, store: Store) -> Told:
     encodings = {
         role: read_encoding(getattr(asked, role), key + role, role) for role in ("perturbation", "cell_type")
     }
-    train = np.isin(groups.split, [TRAIN, CONTROL])
+    targets = [TRAIN, CONTROL] if settings.loader.train_on_controls == "yes" else [TRAIN]
+    train = np.isin(groups.split, targets)
     seen = {
         "perturbation": {store.perturbations[code] for code in set(groups.perturbation[train].tolist())},
         "cell_type": {store.cell_types[code] for code in set(groups.cell_type[train].tolist())},

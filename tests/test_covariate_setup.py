@@ -92,6 +92,18 @@ def test_a_table_of_cell_types(store, tmp_path):
     assert params["covariates"]["frozen_cell_type"].shape == (2, 5)
 
 
+def test_a_cell_type_that_a_table_tells_need_not_be_read_off_its_control_cells(tmp_path):
+    new = {"holdout__cell_type": "T2", "holdout__batch": None, "holdout__fraction": 1.0}
+    new |= {"holdout__validation_fraction": 0.0, "model__use_cell_type": "auto"}
+    store = open_store(from_config(tiny_config(**new)), tmp_path)
+    assert settled(store, **new).model.use_cell_type == "no"
+    kinds = write_table(tmp_path / "kinds.npz", ["T1", "T2"], vectors()[:2])
+    told = settled(store, **new, covariates__cell_type=f"onehot + llm={kinds}")
+    assert told.model.use_cell_type == "yes"
+    # Control cells of T2 are no targets of training: nothing would train a learned part of its own.
+    assert describe(told, store).tables["cell_type"]["learned"] == [[0], []]
+
+
 def relabelled(store, names, **changes):
     """The store with other names of perturbations, in the order of its own."""
     other = object.__new__(type(store))
