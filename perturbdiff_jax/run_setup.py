@@ -118,10 +118,13 @@ def _limited(settings: Settings, store: Store) -> TrainOptions:
     return dataclasses.replace(train, steps=limit)
 
 
-def describe(settings: Settings, store: Store, told: Told | None = None) -> Bundle:
+def describe(
+    settings: Settings, store: Store, told: Told | None = None, *, covariate_genes: int = 0
+) -> Bundle:
     """The bundle's facts: everything that a prediction needs besides weights and embedding files.
 
-    `told` is what covariate_setup.tell says of the same settings and store; it is asked when None.
+    `told` is what covariate_setup.tell says of the same settings and store; it is asked when None. `covariate_genes`
+    is the width of an inherited covariate encoder, 0 = that of a drawn one.
     """
     told = told or tell(settings, store)
     groups = store.groups
@@ -154,6 +157,7 @@ def describe(settings: Settings, store: Store, told: Told | None = None) -> Bund
         versions=package_versions(),
         tables=told.facts(),
         doses=told.doses,
+        covariate_genes=0 if covariate_genes == len(store.genes) else covariate_genes,
     )
 
 

@@ -32,6 +32,8 @@ from perturbdiff_jax.run_options import (
 )
 from perturbdiff_jax.sharding import MeshOptions
 
+INIT_LAYERS = ("keep", "fresh", "hvg")
+
 
 def checked_seed(seed: int) -> int:
     """The seed itself; RequestError when it is not a whole number that every generator takes."""
@@ -60,11 +62,18 @@ class Settings:
     predict: PredictOptions = PredictOptions()
     mesh: MeshOptions = MeshOptions()
     profile: str = ""  # START:STOP, the steps to record a trace of
+    # Finetuning (finetuning/start.py): a bundle whose weights are the first ones; which of its layers for genes are
+    # taken; of which source's input layer, where it has several.
+    init_from: str = ""
+    init_layers: str = "keep"
+    init_source: str = ""
 
     def __post_init__(self):
         """Refuses what would only come to light after hours: a walk that the schedule has no timesteps for, say."""
         checked_seed(self.seed)
         timesteps(self.schedule, self.sampler)
+        if self.init_layers not in INIT_LAYERS:
+            raise unknown("config.init_layers", self.init_layers, INIT_LAYERS)
         ProfileSpan.read(self.profile)
         if self.loader.sets_per_batch % self.train.accumulate:
             raise RequestError(

@@ -21,6 +21,7 @@ from perturbdiff_jax.data.loader import SetSource
 from perturbdiff_jax.data.storage.subset import without_held_out
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import full_disk_told, shorten
+from perturbdiff_jax.finetuning.start import Start, covariate_genes
 from perturbdiff_jax.history import Recall
 from perturbdiff_jax.holdout import predict_and_evaluate
 from perturbdiff_jax.interruption import Interruption
@@ -101,7 +102,8 @@ def train(settings: Settings, store: Store, workdir: Path, stop: Interruption | 
         **settings.loader.source_options(jax.default_backend()),
     )
     told = tell(settings, store)
-    bundle = describe(settings, store, told)
+    inherited = covariate_genes(settings, workdir / "bundle")
+    bundle = describe(settings, store, told, covariate_genes=inherited)
     model = build_model(bundle, settings.model)
     parts = StepParts(
         model=model,
@@ -129,7 +131,12 @@ def train(settings: Settings, store: Store, workdir: Path, stop: Interruption | 
             workdir / "bundle", metric=best["name"], mode=best["mode"], keep=options.keep
         ) as checkpoints,
     ):
-        state, recall = checkpoints.newest(state) or (state, Recall())
+        found = checkpoints.newest(state)
+        if found is None and (start := Start.of(settings)):
+            state, account = start.put_into(state, bundle, settings)
+            facts["finetuning"] = account.facts()
+            print("\n".join(account.lines()), flush=True)
+        state, recall = found or (state, Recall())
         done = first = int(state.step)
         if first:
             print(f"Resuming at step {first:,} of {options.steps:,}.", flush=True)

@@ -32,7 +32,7 @@ FLOORS = (
     {"prediction"},
     {"validation", "run_setup"},
     {"predict", "released", "loop"},
-    {"holdout"},
+    {"holdout", "finetuning"},
     {"train", "convert"},
     {"main"},
     {"commands"},
