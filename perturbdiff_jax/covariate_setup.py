@@ -13,15 +13,18 @@ import numpy as np
 
 from perturbdiff_jax.bundle import FILE, read_bundle
 from perturbdiff_jax.covariate_tables import digest, parts_facts, write_encodings
-from perturbdiff_jax.data.conditions import CONTROL, TEST, TRAIN
+from perturbdiff_jax.data.conditions import TEST
 from perturbdiff_jax.data.embeddings.labels import read_label
 from perturbdiff_jax.data.embeddings.registry import Encoding, read_encoding
 from perturbdiff_jax.data.embeddings.rows import Rows, absent_words, cell_type_rows, perturbation_rows
 from perturbdiff_jax.data.store import Store
+from perturbdiff_jax.data.training_cells import target_groups
 from perturbdiff_jax.errors import RequestError, shorten
 from perturbdiff_jax.models.covariates import FROZEN
 from perturbdiff_jax.settings import Settings
 from perturbdiff_jax.state import TrainState
+
+KEY = "config.covariates."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,18 @@ class Told:
         write_encodings(bundle, self.encodings)
 
 
+def encodings_of(settings: Settings) -> dict[str, Encoding]:
+    """Reads the embedding files that a run's settings name.
+
+    Raises:
+      RequestError: as `data.embeddings.registry.read_encoding`.
+    """
+    asked = settings.covariates
+    return {
+        role: read_encoding(getattr(asked, role), KEY + role, role) for role in ("perturbation", "cell_type")
+    }
+
+
 def tell(settings: Settings, store: Store) -> Told:
     """Reads the encodings of a run and decides what each name of its store is told as.
 
@@ -93,13 +108,13 @@ def tell(settings: Settings, store: Store) -> Told:
       RequestError: a file that is no embedding file; test conditions whose perturbation (or cell type) has no training
         cell and no vector, unless `covariates.allow_unknown`; doses that nothing tells apart.
     """
-    asked, groups = settings.covariates, store.groups
-    key = "config.covariates."
-    encodings = {
-        role: read_encoding(getattr(asked, role), key + role, role) for role in ("perturbation", "cell_type")
-    }
-    targets = [TRAIN, CONTROL] if settings.loader.train_on_controls == "yes" else [TRAIN]
-    train = np.isin(groups.split, targets)
+    asked, groups, encodings = settings.covariates, store.groups, encodings_of(settings)
+    train = target_groups(
+        groups,
+        group_by=settings.loader.group_by,
+        min_cells=settings.loader.min_cells,
+        with_controls=settings.loader.train_on_controls == "yes",
+    )
     seen = {
         "perturbation": {store.perturbations[code] for code in set(groups.perturbation[train].tolist())},
         "cell_type": {store.cell_types[code] for code in set(groups.cell_type[train].tolist())},
@@ -127,8 +142,8 @@ def tell(settings: Settings, store: Store) -> Told:
             what = role.replace("_", " ")
             raise RequestError(
                 f"{store.path}: {len(lost)} {what}(s) of the test split have no training cell and no vector: "
-                f"{shorten(lost, 5)}.\nGive {key}{role} a table that has them, hold out others, or set "
-                f"{key}allow_unknown=True (they are then predicted as one and the same)."
+                f"{shorten(lost, 5)}.\nGive {KEY}{role} a table that has them, hold out others, or set "
+                f"{KEY}allow_unknown=True (they are then predicted as one and the same)."
             )
     return Told(encodings, rows, _doses(settings, store, encodings["perturbation"]), add_up)
 

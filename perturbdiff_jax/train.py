@@ -15,7 +15,7 @@ from perturbdiff_jax import processes, sharding
 from perturbdiff_jax.bundle import build_model, write_bundle
 from perturbdiff_jax.checkpoint import Checkpoints
 from perturbdiff_jax.checkpoint_folder import last_good
-from perturbdiff_jax.covariate_setup import tell
+from perturbdiff_jax.covariate_setup import encodings_of, tell
 from perturbdiff_jax.data.conditions import VALIDATION
 from perturbdiff_jax.data.loader import SetSource
 from perturbdiff_jax.data.storage.subset import without_held_out
@@ -65,6 +65,9 @@ def train_and_evaluate(config, workdir: str | Path) -> Path:
             with taken_back_if_refused(workdir, ".lock", "config.json", "simulated.h5ad"):
                 held.enter_context(RunLock(workdir))
                 check_same_run(workdir, settings)
+                # A file that will not do is refused before hours are spent on a store.
+                encodings_of(settings)
+                covariate_genes(settings, workdir / "bundle")
                 with RunRecord(workdir).stage("prepare"):
                     training_share(settings, open_store(settings, workdir))
 

@@ -104,6 +104,18 @@ def test_a_cell_type_that_a_table_tells_need_not_be_read_off_its_control_cells(t
     assert describe(told, store).tables["cell_type"]["learned"] == [[0], []]
 
 
+def test_a_file_that_will_not_do_is_refused_before_a_store_is_made(tmp_path):
+    for changes, message in (
+        ({"covariates__perturbation": "mine=/nowhere.npz"}, "/nowhere.npz: no such file"),
+        ({"init_from": "/nowhere"}, "/nowhere: not a checkpoint bundle"),
+    ):
+        code, _, err = said(
+            main.run, f"--config={QUICKSTART}", f"--workdir={tmp_path / 'run'}", *flags(**changes)
+        )
+        assert code == 2 and message in err and len(err.splitlines()) <= 2
+        assert not (tmp_path / "run").exists()
+
+
 def relabelled(store, names, **changes):
     """The store with other names of perturbations, in the order of its own."""
     other = object.__new__(type(store))
