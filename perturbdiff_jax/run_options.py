@@ -49,6 +49,7 @@ class DataOptions:
     target_sum: float = 1e4
     hvg: int | None = 2000
     genes: str | None = None
+    absent_genes: str = "drop"  # drop | zero: listed genes that no file has
     all_genes: bool = False
     split: str | None = None  # a .json or .toml file; without one, the hold-out below
     fraction: float = 1.0  # of the training cells of each perturbation; every perturbation keeps some

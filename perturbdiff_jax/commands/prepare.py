@@ -50,6 +50,11 @@ def fill(parser: argparse.ArgumentParser) -> None:
         "--genes", metavar="FILE", help="keep the genes listed in this text, csv, json or pickled file"
     )
     genes.add_argument("--all-genes", action="store_true", help="keep every gene")
+    add(
+        "--absent-genes",
+        choices=("drop", "zero"),
+        help="listed genes that no file has: leave them out (drop), or keep the list whole, with zeros (drop)",
+    )
     add("--split", metavar="FILE", help=".json or .toml file that says what is held out")
     add(
         "--holdout",
@@ -136,6 +141,7 @@ def _check_jobs(args: argparse.Namespace) -> None:
     if missing:
         raise RequestError(f"prepare: the following arguments are required: {', '.join(missing)}")
     foreign = ("perturbation_key", "control", "cell_type_key", "batch_key", "dose_key", "layer", "genes")
+    foreign += ("absent_genes",)
     foreign = () if args.input else foreign if args.merge else ("output", *foreign)
     for name in foreign:
         if getattr(args, name) is not None:

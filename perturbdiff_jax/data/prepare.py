@@ -33,6 +33,7 @@ from perturbdiff_jax.data.preparation.scan import TASK, Crew, Survey, stretches,
 from perturbdiff_jax.data.preparation.table import table
 from perturbdiff_jax.data.preparation.workers import Workers
 from perturbdiff_jax.data.splits import Assignment, assign
+from perturbdiff_jax.data.storage import measured
 from perturbdiff_jax.data.storage.writer import check_output
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import RequestError
@@ -88,7 +89,7 @@ def prepare(
                 columns = _variable(columns, seen, options, echo)
             ordered = scatter(parts, labels, columns, seen, order, options, crew)
             obs = store_obs(labels, order, options)
-            writer = gather(ordered, place.new_store(), columns.names, obs, seen, options, crew)
+            writer = gather(ordered, place.new_store(), columns, obs, seen, options, crew)
             facts = _facts(labels, groups, assignment, seen, columns, options)
             writer.finish({**facts, "sources": _sources(labels, seen)})
         place.finish(overwrite=options.overwrite)
@@ -220,6 +221,8 @@ def _facts(
         "groups": groups.to_json(),
         "split": assignment.info,
         "genes_from": columns.origin,
+        "gene_list": _gene_list(columns, options),
+        "measured": measured.written(columns.measured),
         "seed": options.seed,
         "values": {
             "encoding": seen.stored_as,
@@ -229,3 +232,9 @@ def _facts(
             "log": "log1p",
         },
     }
+
+
+def _gene_list(columns: GeneColumns, options: PrepareOptions) -> dict[str, Any] | None:
+    if columns.listed is None:
+        return None
+    return {"path": str(options.genes), "listed": columns.listed, "absent": options.absent_genes}

@@ -177,9 +177,12 @@ def _check_alike(sources: list[SetSource], sets_per_batch: int) -> None:
     for source in sources:
         for name, value in facts(source).items():
             if value != first[name]:
+                hint = (
+                    "\nPrepare all with one --genes list and --absent-genes zero." if name == "genes" else ""
+                )
                 raise RequestError(
                     f"{source.store.path}: its {name} differ from those of {sources[0].store.path}; "
-                    "sources can be mixed only if they agree."
+                    f"sources can be mixed only if they agree.{hint}"
                 )
 
 

@@ -74,7 +74,7 @@ def scatter(
 def gather(
     parts: Sequence[Part | PartFile],
     folder: pathlib.Path,
-    genes: list[str],
+    columns: GeneColumns,
     obs: Obs,
     seen: Survey,
     options: PrepareOptions,
@@ -93,10 +93,11 @@ def gather(
     writer = StoreWriter(
         folder,
         row_nnz=row_nnz,
-        genes=genes,
+        genes=columns.names,
+        measured=columns.measured.any(axis=0),
         dtype=data_dtype(seen.stored_as, seen.largest),
         counts=counts,
-        dense=_is_dense(parts, int(row_nnz.sum(dtype=np.int64)), cells, len(genes), seen),
+        dense=_is_dense(parts, int(row_nnz.sum(dtype=np.int64)), cells, len(columns.names), seen),
         codec=options.codec,
     )
     if counts:

@@ -1,7 +1,8 @@
 """Which column of every file is which gene of the store, when files differ in their genes and in their order.
 
-A list decides alone: what a file lacks of it counts as zero. Without a list the genes that every file has are kept.
-Either way what is missing is said, and a file that lacks most of them is refused.
+A list decides alone: what a file lacks of it counts as zero there. Of a list, genes that no file has are left out, or
+kept as empty columns if so wished. Without a list the genes that every file has are kept. Either way what is missing
+is said, and a file that lacks most of them is refused, but for a list that is kept whole: then only one that lacks all.
 """
 
 from __future__ import annotations
@@ -28,11 +29,21 @@ class GeneColumns:
     """`names` in the store's order; `places[file]` int32 [genes of the file]: the gene's position, -1 = left out.
 
     `origin` is a phrase for the table; None means that they are candidates, `variable` genes of which are wanted.
+    `listed` is how many genes the list has that they are from, None without one.
     """
 
     names: list[str]
     places: list[np.ndarray]
     origin: str | None
+    listed: int | None = None
+
+    @property
+    def measured(self) -> np.ndarray:
+        """bool [files, genes]: whether the file has the gene."""
+        found = np.zeros((len(self.places), len(self.names)), dtype=bool)
+        for mask, places in zip(found, self.places, strict=True):
+            mask[places[places >= 0]] = True
+        return found
 
     def keep(self, chosen: np.ndarray, origin: str) -> GeneColumns:
         """Only the genes at positions `chosen`, in that order."""
@@ -68,26 +79,58 @@ def _listed(labels: Labels, options: PrepareOptions, echo: Callable[[str], None]
     names = [name for name in wanted if name in known]
     if not names:
         match_genes(wanted, labels.genes[0], source=str(options.genes), file=shorten(labels.files, 3))
-    if len(names) < len(wanted):
-        lost = [name for name in wanted if name not in known]
-        echo(
-            f"{options.genes}: {len(lost)} of {len(wanted)} genes are not in the data, left out: "
-            f"{shorten(lost, 5)}."
-        )
+    lost = [name for name in wanted if name not in known]
+    if options.absent_genes == "zero":
+        names = wanted
+        _tell_unmeasured(labels, wanted, lost, options, echo)
+    else:
+        if lost:
+            echo(
+                f"{options.genes}: {len(lost)} of {len(wanted)} genes are not in the data, left out: "
+                f"{shorten(lost, 5)}."
+            )
+        _tell_missing(labels, names, options, echo)
+    return GeneColumns(names, _places(labels, names), f"list {options.genes}", listed=len(wanted))
+
+
+def _tell_missing(
+    labels: Labels, names: list[str], options: PrepareOptions, echo: Callable[[str], None]
+) -> None:
+    """Says what each file lacks of the listed genes that some file has; RequestError where that is most of them."""
     for file, genes in zip(labels.files, labels.genes, strict=True):
         own = set(genes)
         lost = [name for name in names if name not in own]
         if len(lost) > (1 - LEAST) * len(names):
             raise RequestError(
                 f"{file}: has {len(names) - len(lost):,} of the {len(names):,} genes of {options.genes}; at least "
-                f"{LEAST:.0%} are needed.\nMissing: {shorten(lost, 5)}."
+                f"{LEAST:.0%} are needed (any share with --absent-genes zero).\nMissing: {shorten(lost, 5)}."
             )
         if lost:
             echo(
                 f"{file}: {len(lost):,} of the {len(names):,} listed genes are missing and count as zero: "
                 f"{shorten(lost, 5)}."
             )
-    return GeneColumns(names, _places(labels, names), f"list {options.genes}")
+
+
+def _tell_unmeasured(
+    labels: Labels, wanted: list[str], lost: list[str], options: PrepareOptions, echo: Callable[[str], None]
+) -> None:
+    """Says what each file lacks of the list, and what all do; RequestError for a file that lacks all of it."""
+    for file, genes in zip(labels.files, labels.genes, strict=True):
+        own = set(genes)
+        missing = [name for name in wanted if name not in own]
+        if len(missing) == len(wanted):
+            match_genes(wanted, genes, source=str(options.genes), file=file)
+        if not missing:
+            continue
+        share = 1 - len(missing) / len(wanted)
+        low = f"; only {share:.1%} of the list is measured" if share < LEAST else ""
+        echo(
+            f"{file}: {len(missing):,} of the {len(wanted):,} listed genes are missing, zeros that are not measured: "
+            f"{shorten(missing, 5)}{low}."
+        )
+    if lost and len(labels.files) > 1:
+        echo(f"{options.genes}: {len(lost):,} of {len(wanted):,} genes are in no file: {shorten(lost, 5)}.")
 
 
 def _common(labels: Labels, echo: Callable[[str], None]) -> list[str]:

@@ -12,6 +12,7 @@ from perturbdiff_jax.data.storage.shards import CODECS
 from perturbdiff_jax.data.values import ENCODINGS
 from perturbdiff_jax.errors import RequestError, unknown
 
+ABSENT = ("drop", "zero")
 LEAST_MEMORY = 1024 * 1024
 MOST_WORKERS = 8  # by default: more rarely find enough to read
 
@@ -27,10 +28,12 @@ class PrepareOptions:
     """What `prepare` is asked for; the command line's options under the same names.
 
     `holdout` is splits.hold_out's rule, {"fraction", "context", "validation_fraction", "seed"}. Of hvg, genes
-    and all_genes the later ones win: `all_genes`, then `genes`, then `hvg`. hvg None means all genes. `seed`
-    orders the cells inside groups. `cells_per_set` only serves the table. `memory` (bytes) bounds the cells and
-    labels held at once, `workers` the processes that read, `codec` packs the arrays; a store for a URL is made in
-    the folder `scratch` (None: the system's) first. Memory and workers do not change the store.
+    and all_genes the later ones win: `all_genes`, then `genes`, then `hvg`. hvg None means all genes. `absent_genes`
+    says what becomes of listed genes that no file has: "drop" leaves them out, "zero" keeps the whole list in its
+    order, with empty columns that the manifest marks as not measured. `seed` orders the cells inside groups.
+    `cells_per_set` only serves the table. `memory` (bytes) bounds the cells and labels held at once, `workers` the
+    processes that read, `codec` packs the arrays; a store for a URL is made in the folder `scratch` (None: the
+    system's) first. Memory and workers do not change the store.
     """
 
     perturbation_key: str
@@ -44,6 +47,7 @@ class PrepareOptions:
     target_sum: float = 1e4
     hvg: int | None = 2000
     genes: str | None = None
+    absent_genes: str = "drop"
     all_genes: bool = False
     split: str | None = None
     holdout: dict | None = None
@@ -92,6 +96,12 @@ def check_options(inputs: Sequence[str | pathlib.Path], options: PrepareOptions)
         raise unknown("--codec", options.codec, CODECS)
     if options.cells_per_set < 1:
         raise RequestError(f"cells per set {options.cells_per_set}: allowed is 1 or more.")
+    if options.absent_genes not in ABSENT:
+        raise unknown("--absent-genes", options.absent_genes, ABSENT)
+    if options.absent_genes == "zero" and (options.genes is None or options.all_genes):
+        raise RequestError(
+            "--absent-genes zero is about the genes of a list: give --genes LIST (no --all-genes)."
+        )
     if options.seed < 0:
         raise RequestError(f"seed {options.seed}: allowed is 0 or more.")
     keys = [options.perturbation_key, options.cell_type_key, options.batch_key, options.dose_key]

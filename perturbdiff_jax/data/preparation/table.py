@@ -7,6 +7,7 @@ import numpy as np
 
 from perturbdiff_jax.data.conditions import SPLITS, TEST, TRAIN, VALIDATION
 from perturbdiff_jax.data.groups import FALLBACKS
+from perturbdiff_jax.data.storage import measured
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import shorten
 
@@ -35,6 +36,10 @@ def table(store: Store, *, cells_per_set: int, genes_from: str) -> list[str]:
     rows = [
         ("cells", f"{store.n_cells:,} ({int(groups.size[perturbed].sum()):,} perturbed)"),
         ("genes", f"{len(store.genes):,} ({genes_from})"),
+        *(
+            (("measured", "")[bool(n)], text)
+            for n, text in enumerate(measured.account(manifest, store.measured))
+        ),
         ("values", kind),
         (
             "groups",

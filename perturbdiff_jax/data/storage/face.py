@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from perturbdiff_jax.data.groups import Groups
 from perturbdiff_jax.data.raw_cells import RawCells
 from perturbdiff_jax.data.storage.fetch import Fetch
+from perturbdiff_jax.data.storage.measured import measured_of
 
 
 class StoreFace(abc.ABC):
@@ -63,6 +64,14 @@ class StoreFace(abc.ABC):
         """obs of the rows of the ranges, in their order: the keys' own columns (categorical) and `source_row`."""
 
     @functools.cached_property
+    def measured(self) -> np.ndarray:
+        """bool [sources, genes]: whether the source file measures the gene; where it does not, zeros mean nothing.
+
+        Sources are those of manifest["sources"]; stores that do not tell measure all (storage/measured.py).
+        """
+        return measured_of(self.manifest, self.path)
+
+    @functools.cached_property
     def obs(self) -> pd.DataFrame:
         """obs of all cells, in row order; for millions of cells see `obs_of`."""
         return self.obs_of([(0, self.n_cells)])
@@ -85,12 +94,14 @@ class StoreFace(abc.ABC):
 
     def to_anndata(self, group_indices: Sequence[int]) -> anndata.AnnData:
         """The cells of the given groups, in that order: X log1p-normalised float32 CSR, obs with the keys'
-        columns."""
+        columns, var with a column `measured` if some genes are measured by no source."""
         chosen = np.asarray(group_indices, dtype=np.int64).ravel()
         start = self.groups.start[chosen]
         ranges = list(zip(start.tolist(), (start + self.groups.size[chosen]).tolist(), strict=True))
         matrix = self.fetch(ranges).result().lognorm()
         var = pd.DataFrame(index=pd.Index(np.array(self.genes, dtype=object)))
+        if not (measured := self.measured.any(axis=0)).all():
+            var["measured"] = measured
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a group named twice gives cell names twice
             return anndata.AnnData(X=matrix, obs=self.obs_of(ranges), var=var)

@@ -18,6 +18,7 @@ from perturbdiff_jax.data.conditions import SPLITS, Conditions
 from perturbdiff_jax.data.groups import Groups, resolve_controls
 from perturbdiff_jax.data.preparation.table import table
 from perturbdiff_jax.data.splits import assign
+from perturbdiff_jax.data.storage import measured
 from perturbdiff_jax.data.storage.index import MEMBERS, relative
 from perturbdiff_jax.data.storage.location import is_url, locate
 from perturbdiff_jax.data.storage.manifest import FORMAT, MANIFEST, VERSION, is_store
@@ -113,7 +114,7 @@ def _check_parts(parts: Sequence[Store]) -> None:
             what = f"{len(lost)} differ: {shorten(lost, 3)}" if lost else "the same in another order"
             raise RequestError(
                 f"{part.path}: its genes are not those of {first.path} ({what}).\n"
-                "Prepare all parts with one --genes list."
+                "Prepare all parts with one --genes list and --absent-genes zero."
             )
         facts = {
             "encoding of values": part.manifest["values"]["encoding"],
@@ -200,6 +201,7 @@ def _index(parts: Sequence[Store], options: MergeOptions, echo: Callable[[str], 
             "recovered": any(value.get("recovered", False) for value in values),
         },
         "genes": parts[0].genes,
+        "measured": measured.written(np.concatenate([part.measured for part in parts])),
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from perturbdiff_jax.data.raw_cells import RawCells
 from perturbdiff_jax.data.storage.location import files_of
 from perturbdiff_jax.data.storage.manifest import EXTRA, MANIFEST, damaged, file_sha256
 
@@ -19,8 +20,8 @@ def verify(store, echo: Callable[[str], None] | None = None) -> str:
 
     Files: each is there, has its checksum, and none is there besides. Cells: row pointers rise from 0 and agree
     with the number of values per row, columns rise in every row and are genes, no value is negative or not
-    finite, the groups begin where they say, obs and var have a row for each cell and gene. Raises RequestError
-    naming the first damaged file.
+    finite, the groups begin where they say, obs and var have a row for each cell and gene, and no cell has a value of a
+    gene that its source file does not measure. Raises RequestError naming the first damaged file.
     """
     started = time.monotonic()
     size = _check_files(store, _Progress(echo, f"{store.path}: files"))
@@ -81,7 +82,9 @@ def _check_cells(store, progress: "_Progress") -> None:
     groups, genes = store.groups, len(store.genes)
     if store.is_dense:
         for start, stop in _blocks(store):
-            _check_scale(store, store.read_raw(start, stop).scale, start)
+            cells = store.read_raw(start, stop)
+            _check_scale(store, cells.scale, start)
+            _check_measured(store, cells, start, stop)
             progress(stop, store.n_cells)
         return
     before = 0
@@ -111,6 +114,7 @@ def _check_cells(store, progress: "_Progress") -> None:
         if (cells.data < 0).any() or not np.isfinite(cells.data).all():
             raise damaged(store.path, f"X/data holds values below 0 or not finite after row {start}")
         _check_scale(store, cells.scale, start)
+        _check_measured(store, cells, start, stop)
         progress(stop, store.n_cells)
     if before != store.nnz:
         raise damaged(store.path, f"X/indptr ends at {before}, {MANIFEST} says {store.nnz}")
@@ -119,6 +123,31 @@ def _check_cells(store, progress: "_Progress") -> None:
 def _check_scale(store, scale: np.ndarray | None, start: int) -> None:
     if scale is not None and not (np.isfinite(scale) & (scale > 0)).all():
         raise damaged(store.path, f"{EXTRA}/scale is not above 0 after row {start}")
+
+
+def _check_measured(store, cells: RawCells, start: int, stop: int) -> None:
+    masks = store.measured
+    if masks.all():
+        return
+    if cells.indices is None:
+        rows, columns = np.nonzero(cells.data)
+    else:
+        stored = np.flatnonzero(cells.data)
+        rows = np.searchsorted(cells.indptr, stored, side="right") - 1
+        columns = cells.indices[stored].astype(np.int64)
+    source = np.zeros(stop - start, dtype=np.int64)
+    if len(masks) > 1:
+        paths = [str(facts["path"]) for facts in store.manifest["sources"]]
+        named = store.obs_of([(start, stop)])["source"]
+        source = np.array([paths.index(str(path)) for path in named.cat.categories])[named.cat.codes]
+    wrong = ~masks[source[rows], columns]
+    if wrong.any():
+        place = int(np.argmax(wrong))
+        raise damaged(
+            store.path,
+            f"row {start + rows[place]} has a value of gene {store.genes[columns[place]]!r}, which {MANIFEST} says "
+            "is not measured there",
+        )
 
 
 def _blocks(store) -> Iterator[tuple[int, int]]:

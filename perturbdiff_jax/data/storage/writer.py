@@ -90,6 +90,12 @@ def store_hash(manifest: dict) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def var_of(genes: list[str], measured: np.ndarray) -> pd.DataFrame:
+    """var of a store: the names, and where some genes are not measured a column that says so."""
+    var = pd.DataFrame(index=pd.Index(np.array(genes, dtype=object), dtype=object))
+    return var if measured.all() else var.assign(measured=measured)
+
+
 def index_dtype(genes: int) -> type:
     return np.uint16 if genes <= 65_536 else np.uint32
 
@@ -97,7 +103,8 @@ def index_dtype(genes: int) -> type:
 class StoreWriter:
     """Makes the folder of a new store: `write_frames`, every one of `shards` and `write_scale` in any order, `finish`.
 
-    `shards` are ranges of the positions of X/data and X/indices, or of rows of X when it is dense.
+    `shards` are ranges of the positions of X/data and X/indices, or of rows of X when it is dense. `measured` bool
+    [genes] says which genes any of the cells can have (None: all).
     """
 
     def __init__(
@@ -106,12 +113,14 @@ class StoreWriter:
         *,
         row_nnz: np.ndarray,
         genes: list[str],
+        measured: np.ndarray | None = None,
         dtype: np.dtype | type,
         counts: bool,
         dense: bool = False,
         codec: str = "lz4",
     ):
         self.folder, self.genes, self.counts, self.dense, self.codec = folder, genes, counts, dense, codec
+        self.measured = np.ones(len(genes), dtype=bool) if measured is None else measured
         self.root = zarr.open_group(str(folder), mode="w", zarr_format=3)
         self.root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         for name in ("uns", EXTRA):
@@ -142,8 +151,7 @@ class StoreWriter:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # zarr announces its next defaults
             self._write_obs(obs)
-            var = pd.DataFrame(index=pd.Index(np.array(self.genes, dtype=object), dtype=object))
-            anndata.io.write_elem(self.root, "var", var)
+            anndata.io.write_elem(self.root, "var", var_of(self.genes, self.measured))
 
     def _write_obs(self, obs: pd.DataFrame | Obs) -> None:
         """As anndata writes a dataframe, but with the names in pieces: a Python object for each takes much memory."""
