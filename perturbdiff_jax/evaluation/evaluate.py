@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 
 import pandas as pd
 
-from perturbdiff_jax.errors import RequestError, shorten
+from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.evaluation import (
     calibration,
     celleval,
@@ -30,6 +30,7 @@ from perturbdiff_jax.evaluation.predicted import Predicted, named, read_all
 from perturbdiff_jax.evaluation.projection import project, sample
 from perturbdiff_jax.evaluation.real_cells import read_contexts
 from perturbdiff_jax.evaluation.real_tables import FOLDER, RealTables
+from perturbdiff_jax.evaluation.scored_genes import check_rivals, unmeasured_genes
 from perturbdiff_jax.evaluation.stages import so_far, stage, timed
 from perturbdiff_jax.evaluation.summary import (
     Summary,
@@ -92,7 +93,8 @@ def evaluate(
     real: h5ad path, AnnData (log1p-normalised or raw counts) or a store directory (its test groups). Real
     cells are restricted to the (perturbation, cell type[, batch]) triples of pred; the real control cells of
     those contexts serve both sides, for every model. Raw counts are normalised to pred's
-    uns["perturbdiff"]["target_sum"] (10,000 without) by obs[total_key] or the sum over the file's genes.
+    uns["perturbdiff"]["target_sum"] (10,000 without) by obs[total_key] or the sum over the file's genes. Genes that a
+    store has but does not measure are left out.
     cell_type_key, batch_key: obs columns; by default those that pred's uns["perturbdiff"]["keys"] or the
     store names, if all files have them. store: path or Store whose training groups give the baselines.
     fraction, fraction_seed: the share of the store's perturbed training cells that the baselines get
@@ -125,7 +127,8 @@ def evaluate(
         Keys(perturbation_key, control, cell_type_key, batch_key),
         echo,
     )
-    predicted = read_all(sources, keys, real_genes, by_position=genes_by_position, echo=echo)
+    lacking = unmeasured_genes(real, echo)
+    predicted = read_all(sources, keys, real_genes, lacking, by_position=genes_by_position, echo=echo)
     contexts, normalisation = read_contexts(
         real,
         keys,
@@ -221,9 +224,7 @@ def evaluate(
 
 @stage("training cells")
 def _training(store, genes: tuple[str, ...], share: TrainingShare, echo) -> Training:
-    missing = [gene for gene in genes if gene not in set(store.genes)]
-    if missing:
-        raise RequestError(f"store {store.path}: lacks predicted genes: {shorten(missing, most=5)}.")
+    check_rivals(store, genes, echo)
     return training_of(share.cells_of(store, echo), genes)
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import anndata as ad
 import numpy as np
@@ -21,12 +21,12 @@ from perturbdiff_jax.evaluation.contexts import Context, Prediction, stack
 from perturbdiff_jax.evaluation.inputs import DRAW, FIELDS, Keys, Side, read_predicted
 from perturbdiff_jax.evaluation.metrics import mean_of, pearson
 from perturbdiff_jax.evaluation.real_cells import Triple, triples
+from perturbdiff_jax.evaluation.scored_genes import common_genes, measured_genes
 from perturbdiff_jax.evaluation.stages import stage
 from perturbdiff_jax.evaluation.summary import CEILING, OURS
 from perturbdiff_jax.evaluation.training_share import TrainingShare
 
 RESERVED = (*TRAINED_BASELINES, "control", CEILING)
-LEAST_SHARED = 0.5  # of the smallest prediction's genes
 _NAME = re.compile(r"\w[\w .+-]{0,59}")  # it becomes the name of a file, too
 
 
@@ -110,14 +110,15 @@ def read_all(
     sources: Mapping[str, object],
     keys: Keys,
     real_genes: tuple[str, ...],
+    unmeasured: Collection[str] = (),
     *,
     by_position: bool,
     echo: Callable[[str], None],
 ) -> Predicted:
     """Reads and aligns every prediction; `by_position` lets numbered genes be those of `real_genes` in order.
 
-    Raises RequestError for a file that cannot be scored, for predictions without a common condition, that share
-    too few genes, or that were normalised to different totals.
+    Genes that are `unmeasured` in all real cells are left out. Raises RequestError for a file that cannot be scored,
+    for predictions without a common condition, that share too few genes, or that were normalised to different totals.
     """
     sides, sums, account, errors, shares = {}, {}, {}, {}, {}
     renamed = []
@@ -148,13 +149,14 @@ def read_all(
             f"predictions: uns['perturbdiff']['target_sum'] differs: {listed}.\n"
             "Their values are on different scales; predict for the same total."
         )
-    genes = _common_genes(sides)
+    genes = common_genes(sides)
     conditions, left_out = _common_conditions(sides)
     for name, side in sides.items():
         own = triples(side.conditions)
         account[name]["left_out_genes"] = len(side.genes) - len(genes)
         account[name]["left_out_conditions"] = len(own - conditions)
     _tell(account, len(genes), len(conditions), left_out, echo)
+    genes = measured_genes(genes, unmeasured, echo)
     sides = {name: _restrict(side, genes, conditions) for name, side in sides.items()}
     total = next(iter(sums.values()), None)
     return Predicted(sides, genes, conditions, total, account, left_out, errors, shares)
@@ -183,20 +185,6 @@ def _named_genes(
             f"{len(real):,}.\n--genes-by-position needs a real file of the same genes in the same order."
         )
     return real
-
-
-def _common_genes(sides: Mapping[str, Side]) -> tuple[str, ...]:
-    first = next(iter(sides.values())).genes
-    shared = set(first).intersection(*(side.genes for side in sides.values()))
-    smallest = min(sides, key=lambda name: len(sides[name].genes))
-    least = len(sides[smallest].genes)
-    if len(shared) < LEAST_SHARED * least:
-        examples = "; ".join(f"{name}: {shorten(side.genes, most=2)}" for name, side in sides.items())
-        raise RequestError(
-            f"predictions: var_names: only {len(shared):,} genes are in all files, under half of the {least:,} of "
-            f"{smallest!r}.\nAllowed: gene names of one kind in all files. They have {examples}."
-        )
-    return tuple(gene for gene in first if gene in shared)
 
 
 def _common_conditions(sides: Mapping[str, Side]) -> tuple[frozenset[Triple], list[str]]:

@@ -91,6 +91,7 @@ def store_of(adata, split=lambda name, cell_type, batch: "test" if batch == "y" 
     return types.SimpleNamespace(
         groups=groups,
         genes=list(adata.var_names),
+        measured=np.ones((1, adata.n_vars), dtype=bool),
         control="control",
         path="toy",
         manifest={"keys": {**KEYS, "dose": None}},
