@@ -35,7 +35,7 @@ class Bundle:
     batches: list[str]
     control: str
     keys: dict[str, str | None]  # obs column names: perturbation, cell_type, batch, dose
-    values: dict[str, Any]  # target_sum, log, divisor
+    values: dict[str, Any]  # target_sum, log, divisor; measured: the genes that training measured, if not all
     trained: list[list[str]]  # [perturbation, cell type, batch] triples that training saw
     split: dict[str, Any]
     settings: dict[str, Any]  # the run's settings, see settings.Settings

@@ -14,6 +14,7 @@ from perturbdiff_jax.data.loading.index import index_sets
 from perturbdiff_jax.data.low_data import low_data
 from perturbdiff_jax.data.prepare import prepare
 from perturbdiff_jax.data.simulate import CONTROL, write_simulated
+from perturbdiff_jax.data.storage.measured import mask_text
 from perturbdiff_jax.data.storage.view import regroup
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.data.training_cells import KeptCells, kept_cells_of, target_groups
@@ -149,6 +150,7 @@ def describe(
             "log": "log1p",
             "divisor": settings.loader.divisor,
             "largest": math.log1p(values["target_sum"]) if known_total else LARGEST_LOGNORM,
+            **({} if (known := store.measured.any(axis=0)).all() else {"measured": mask_text(known)}),
         },
         trained=[[store.perturbations[p], store.cell_types[c], store.batches[b]] for p, c, b in named],
         split=store.manifest["split"],

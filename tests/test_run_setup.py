@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tiny_run import tiny_config
 
+from perturbdiff_jax.data.storage.measured import mask_of
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.run_setup import describe, open_store, settle
@@ -55,6 +56,24 @@ def test_epochs_end_a_run_before_its_steps_do(tmp_path, capsys):
     settled = settle(from_config(tiny_config(train__max_epochs=1.5, train__steps=100)), store)
     assert settled.train.steps == limit and f"Training takes {limit:,} steps" in capsys.readouterr().out
     assert settle(from_config(tiny_config(train__max_epochs=1000.0)), store).train.steps == 6
+
+
+def test_a_bundle_knows_which_genes_training_measured(tmp_path):
+    store, settings = made(tmp_path)
+    assert "measured" not in describe(settle(settings, store), store).values
+    genes = tmp_path / "genes.txt"
+    genes.write_text("\n".join(["nowhere", *store.genes[:9]]))
+    source, listed = (
+        str(tmp_path / "simulated.h5ad"),
+        {"data__genes": str(genes), "data__absent_genes": "zero"},
+    )
+    settings = from_config(tiny_config(data__input=source, data__control="control", **listed))
+    store = open_store(settings, tmp_path / "own")
+    found = describe(settle(settings, store), store)
+    assert found.genes[0] == "nowhere" and mask_of(found.values["measured"], 10).tolist() == [
+        False,
+        *[True] * 9,
+    ]
 
 
 def test_the_store_of_a_run(tmp_path, capsys):

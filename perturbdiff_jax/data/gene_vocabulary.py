@@ -18,7 +18,7 @@ from typing import Any
 
 from perturbdiff_jax.data.gene_selection.account import account, table, union
 from perturbdiff_jax.data.gene_selection.composites import balanced, in_order, read_composites
-from perturbdiff_jax.data.gene_selection.name_table import NameTable, read_name_table
+from perturbdiff_jax.data.gene_naming.name_table import NameTable, read_name_table
 from perturbdiff_jax.data.gene_selection.naming import check_naming
 from perturbdiff_jax.data.gene_selection.notes import CHOICE, NAMES, VALUES, Notes
 from perturbdiff_jax.data.gene_selection.options import VocabularyOptions, check_options, report_path

@@ -13,6 +13,7 @@ from perturbdiff_jax.bundle import Bundle
 from perturbdiff_jax.data.cell_sources import InMemory, SomeRows
 from perturbdiff_jax.data.groups import FALLBACKS, resolve_controls
 from perturbdiff_jax.data.h5ad import H5ad
+from perturbdiff_jax.data.storage.measured import mask_of
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.data.values import normalise, read_checked, scales
 from perturbdiff_jax.errors import RequestError, shorten, unknown
@@ -177,19 +178,30 @@ def _columns(
     unique = ~names.duplicated()
     places = np.flatnonzero(unique)[names[unique].get_indexer(wanted)]
     columns = np.where(wanted.isin(names), places, -1)
-    found = columns >= 0
-    if found.mean() < least or not found.any():
-        lost = [gene for gene, ok in zip(bundle.genes, found) if not ok]
+    found, trained = columns >= 0, _trained(bundle)
+    share, those = found[trained].mean(), "genes" if trained.all() else "genes that training measured"
+    if share < least or not found[trained].any():
+        lost = [gene for gene, ok in zip(bundle.genes, found | ~trained) if not ok]
         raise RequestError(
-            f"{file.label}: has {found.sum():,} of the bundle's {len(found):,} genes ({found.mean():.0%}); at "
+            f"{file.label}: has {found[trained].sum():,} of the bundle's {trained.sum():,} {those} ({share:.0%}); at "
             f"least {least:.0%} are needed (--min-gene-overlap).\nMissing: {shorten(lost, 6)}."
         )
     missing = len(found) - found.sum()
     if missing:
-        echo(f"{file.label}: {missing:,} of {len(found):,} genes are missing and taken as zero.")
+        also = "" if trained.all() else f" ({(~found & ~trained).sum():,} of them as in training)"
+        echo(f"{file.label}: {missing:,} of {len(found):,} genes are missing and taken as zero{also}.")
     else:
         echo(f"{file.label}: all {len(found):,} genes of the bundle are there.")
     return columns
+
+
+def _trained(bundle: Bundle) -> np.ndarray:
+    """bool [G]: the genes that training measured; where its cells had zeros only, a file need not do better."""
+    kept = bundle.values.get("measured")
+    try:
+        return np.ones(len(bundle.genes), dtype=bool) if kept is None else mask_of(kept, len(bundle.genes))
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"The bundle is damaged: its measured genes cannot be read ({error}).") from error
 
 
 def _expression(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from perturbdiff_jax.data.gene_selection.name_table import is_ensembl, read_name_table, unversioned
+from perturbdiff_jax.data.gene_naming.name_table import is_ensembl, read_name_table, unversioned
 from perturbdiff_jax.errors import RequestError
 
 IDS = [f"ENSG{number:011d}" for number in range(10)]

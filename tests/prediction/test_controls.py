@@ -4,8 +4,10 @@ import anndata
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from small_controls import make, read
+from small_controls import BUNDLE, make, read
 
+from perturbdiff_jax.data.storage.measured import mask_text
+from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.prediction.controls import ControlCells
 
 
@@ -138,6 +140,23 @@ def test_few_genes_will_do_when_asked():
     adata = make()
     cells = read(adata[:, :5].copy(), min_gene_overlap=0.3)
     assert (cells.cells["T", "d1"].toarray()[:, 3:] == 0).all()
+
+
+def test_a_file_need_not_have_genes_that_training_did_not_measure(monkeypatch):
+    adata, heard = make()[:, :6].copy(), []
+    with pytest.raises(RequestError, match=r"has 4 of the bundle's 10 genes \(40%\)"):
+        read(adata)
+    mask = np.arange(10) < 5
+    monkeypatch.setitem(BUNDLE.values, "measured", mask_text(mask))
+    cells = read(adata, heard.append)
+    assert "6 of 10 genes are missing and taken as zero (5 of them as in training)." in "\n".join(heard)
+    assert (cells.cells["T", "d1"].toarray()[:, 4:] == 0).all()
+    with pytest.raises(RequestError, match="has 3 of the bundle's 5 genes that training measured") as caught:
+        read(adata[:, [0, 1, 2, 3, 5, 4]][:, :5].copy())
+    assert str(caught.value).endswith("Missing: g4, g6.")
+    monkeypatch.setitem(BUNDLE.values, "measured", "00")
+    with pytest.raises(RequestError, match="The bundle is damaged: its measured genes"):
+        read(adata)
 
 
 def test_a_context_without_controls_borrows_them_by_the_stores_rules():

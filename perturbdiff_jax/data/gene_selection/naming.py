@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from perturbdiff_jax.data.gene_selection.name_table import is_ensembl
+from perturbdiff_jax.data.gene_naming.name_table import is_ensembl
 from perturbdiff_jax.data.gene_selection.notes import NAMES, Notes
 from perturbdiff_jax.errors import RequestError, shorten
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from perturbdiff_jax.data.gene_selection.name_table import NameTable
+from perturbdiff_jax.data.gene_naming.name_table import NameTable
 from perturbdiff_jax.data.gene_selection.naming import kind_of
 from perturbdiff_jax.data.gene_selection.notes import NAMES, Notes
 from perturbdiff_jax.data.gene_selection.options import VocabularyOptions
