@@ -44,6 +44,9 @@ class DataOptions:
     batch_key: str | None = None
     dose_key: str | None = None
     layer: str | None = None
+    gene_key: str | None = None
+    map: str | None = None
+    map_to: str | None = None
     value_kind: str = "auto"  # auto | counts | lognorm: what X or the layer holds
     total_key: str | None = None
     target_sum: float = 1e4

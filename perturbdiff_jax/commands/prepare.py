@@ -29,6 +29,13 @@ def fill(parser: argparse.ArgumentParser) -> None:
     add("--batch-key", metavar="K", help="obs column of the batch, donor or replicate")
     add("--dose-key", metavar="K", help="obs column of the dose")
     add("--layer", metavar="L", help="read this layer instead of X")
+    add("--gene-key", metavar="K", help="var column of the gene names; default: the index of var")
+    add(
+        "--map",
+        metavar="TABLE.csv",
+        help="two columns of names, such as ensembl_id,symbol: files are turned into the second one's names",
+    )
+    add("--map-to", metavar="COLUMN", help="the column of --map to turn names into (the second)")
     add("--values", default="auto", choices=("auto", "counts", "lognorm"), help="what X or the layer holds")
     add(
         "--total-key",
@@ -141,7 +148,7 @@ def _check_jobs(args: argparse.Namespace) -> None:
     if missing:
         raise RequestError(f"prepare: the following arguments are required: {', '.join(missing)}")
     foreign = ("perturbation_key", "control", "cell_type_key", "batch_key", "dose_key", "layer", "genes")
-    foreign += ("absent_genes",)
+    foreign += ("absent_genes", "gene_key", "map", "map_to")
     foreign = () if args.input else foreign if args.merge else ("output", *foreign)
     for name in foreign:
         if getattr(args, name) is not None:

@@ -16,9 +16,9 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from perturbdiff_jax.data.gene_naming.source_names import open_map
 from perturbdiff_jax.data.gene_selection.account import account, table, union
 from perturbdiff_jax.data.gene_selection.composites import balanced, in_order, read_composites
-from perturbdiff_jax.data.gene_naming.name_table import NameTable, read_name_table
 from perturbdiff_jax.data.gene_selection.naming import check_naming
 from perturbdiff_jax.data.gene_selection.notes import CHOICE, NAMES, VALUES, Notes
 from perturbdiff_jax.data.gene_selection.options import VocabularyOptions, check_options, report_path
@@ -64,7 +64,7 @@ def gene_vocabulary(
     paths = in_order(inputs)
     placed = None if options.count else read_composites(options.composites, paths)
     names = GeneNames()
-    name_table = _name_table(options, notes)
+    name_table = open_map(options.map, options.map_to, lambda text: notes.say(NAMES, text))
     files = read_files(paths, options, name_table, names, notes)
     lists = read_lists(options, name_table, names, notes)
     check_naming(files, lists, names, notes)
@@ -102,20 +102,6 @@ def gene_vocabulary(
     for line in table(facts, title=f"vocabulary {output}: {len(chosen):,} genes", report=report):
         echo(line)
     return GeneVocabulary(chosen, told)
-
-
-def _name_table(options: VocabularyOptions, notes: Notes) -> NameTable | None:
-    if options.map is None:
-        return None
-    found = read_name_table(options.map, options.map_to)
-    if found.ambiguous:
-        those = sorted(found.ambiguous)
-        notes.say(
-            NAMES,
-            f"{found.path}: {len(those):,} names of {found.other} have several in {found.wanted} and are turned into "
-            f"none: {shorten(those, 3)}.",
-        )
-    return found
 
 
 def _processes(files: Sequence[Source], options: VocabularyOptions) -> int:

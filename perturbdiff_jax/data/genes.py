@@ -151,6 +151,6 @@ def match_genes(wanted: Sequence[str], present: Sequence[str], *, source: str, f
         raise RequestError(
             f"{source}: none of its {len(wanted)} genes ({shorten(wanted, 3)}) is in {file}, "
             f"which has {len(present)} genes ({shorten(present, 3)}).\n"
-            "Allowed: gene names spelt as in the file's var_names (symbols and Ensembl ids do not match)."
+            "Allowed: names as the file spells them; --gene-key takes a column of var, --map turns ids and symbols."
         )
     return positions[positions >= 0].astype(np.int64)

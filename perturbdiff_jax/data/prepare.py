@@ -25,6 +25,7 @@ from perturbdiff_jax.data.groups import Groups, group_cells
 from perturbdiff_jax.data.preparation.checksums import EarlyChecksums
 from perturbdiff_jax.data.preparation.gather import gather, scatter
 from perturbdiff_jax.data.preparation.gene_columns import GeneColumns, gene_columns
+from perturbdiff_jax.data.preparation.gene_names import name_genes
 from perturbdiff_jax.data.preparation.journal import Workplace, fingerprint
 from perturbdiff_jax.data.preparation.labels import ROLES, Labels, read_labels, store_obs
 from perturbdiff_jax.data.preparation.options import UNSEEN, check_options
@@ -71,6 +72,7 @@ def prepare(
     order, groups, assignment = _group(labels, options)
     for note in assignment.notes:
         echo(note)
+    labels, naming = name_genes(labels, options, echo)
     columns = gene_columns(labels, options, echo)
     parts, matrices, numbers = stretches(labels, options)
     processes = min(options.workers, len(parts), max(1, options.memory // WORKER_BYTES))
@@ -80,7 +82,7 @@ def prepare(
         Workplace(output, needed=numbers * SPILLED_BYTES, echo=echo) as place,
         Workers(processes, lock=place.lock) as workers,
     ):
-        place.begin(_plan(labels, order, groups, columns, options))
+        place.begin(_plan(labels, order, groups, columns, naming, options))
         if not place.is_written:
             crew = Crew(workers, place, keeping or place.holds_results, echo)
             counted = _counted(order, groups, columns)
@@ -91,7 +93,7 @@ def prepare(
             obs = store_obs(labels, order, options)
             writer = gather(ordered, place.new_store(), columns, obs, seen, options, crew)
             facts = _facts(labels, groups, assignment, seen, columns, options)
-            writer.finish({**facts, "sources": _sources(labels, seen)})
+            writer.finish({**facts, "gene_names": naming, "sources": _sources(labels, seen)})
         place.finish(overwrite=options.overwrite)
     store = Store.open(output)
     for line in table(store, cells_per_set=options.cells_per_set, genes_from=store.manifest["genes_from"]):
@@ -158,10 +160,12 @@ def _plan(
     order: np.ndarray,
     groups: Groups,
     columns: GeneColumns,
+    naming: dict[str, Any] | None,
     options: PrepareOptions,
 ) -> dict[str, Any]:
     """All that the working folder's contents depend on."""
     wishes = {name: value for name, value in dataclasses.asdict(options).items() if name not in UNSEEN}
+    wishes["map"] = None if options.map is None else str(options.map)
     digest = hashlib.sha256("\n".join(columns.names).encode())
     for array in (order, groups.split, groups.size, *columns.places):
         digest.update(np.ascontiguousarray(array).view(np.uint8))
@@ -171,6 +175,7 @@ def _plan(
         "version": 1,
         "options": wishes,
         "sources": labels.prints,
+        "gene_names": naming,
         "task": TASK,
         "cells": digest.hexdigest(),
     }

@@ -3,9 +3,8 @@
 import pytest
 from vocabulary_runs import cells_of, refusal, run
 
-from perturbdiff_jax.data.gene_selection.naming import kind_of
+from perturbdiff_jax.data.gene_naming.source_names import is_writable, kind_of
 from perturbdiff_jax.data.gene_selection.notes import MOST, Notes
-from perturbdiff_jax.data.gene_selection.sources import is_writable
 
 SYMBOLS = [f"SYM{i}" for i in range(60)]
 IDS = [f"ENSG{i:011d}" for i in range(60)]

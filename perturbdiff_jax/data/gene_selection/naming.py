@@ -7,21 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from perturbdiff_jax.data.gene_naming.name_table import is_ensembl
+from perturbdiff_jax.data.gene_naming.source_names import IDS, OTHERS
 from perturbdiff_jax.data.gene_selection.notes import NAMES, Notes
 from perturbdiff_jax.errors import RequestError, shorten
 
 if TYPE_CHECKING:
     from perturbdiff_jax.data.gene_selection.sources import GeneNames, Source
-
-IDS, OTHERS, BOTH = "Ensembl ids", "symbols", "Ensembl ids and symbols"
-MOST_OTHERS = 0.2  # of Ensembl ids among symbols (genes without a symbol), or the other way round
-
-
-def kind_of(names: Sequence[str]) -> str:
-    """IDS, OTHERS (any names that are no Ensembl ids), or BOTH when neither is rare."""
-    share = sum(map(is_ensembl, names)) / len(names)
-    return IDS if share >= 1 - MOST_OTHERS else OTHERS if share <= MOST_OTHERS else BOTH
 
 
 def check_naming(files: Sequence[Source], lists: Sequence[Source], names: GeneNames, notes: Notes) -> None:

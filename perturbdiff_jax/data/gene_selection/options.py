@@ -5,6 +5,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+from perturbdiff_jax.data.gene_naming.source_names import check_map
 from perturbdiff_jax.data.preparation.options import check_reading, processors
 from perturbdiff_jax.errors import RequestError
 
@@ -60,8 +61,7 @@ def check_options(
         )
     if not 0 <= options.min_measured <= 1:
         raise RequestError(f"--min-measured {options.min_measured}: allowed is a share from 0 to 1.")
-    if options.map_to is not None and options.map is None:
-        raise RequestError("--map-to names a column of the table --map: give that, too.")
+    check_map(options.map, options.map_to)
     paths = [pathlib.Path(path).resolve() for path in options.include]
     again = [str(path) for path in paths if paths.count(path) > 1]
     if again:

@@ -6,7 +6,6 @@ with sixty thousand genes each fit into memory. Names that a gene list cannot ho
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import hashlib
 import pathlib
@@ -15,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from perturbdiff_jax.data.gene_naming.name_table import NameTable
-from perturbdiff_jax.data.gene_selection.naming import kind_of
+from perturbdiff_jax.data.gene_naming.source_names import kind_of, usable_names
 from perturbdiff_jax.data.gene_selection.notes import NAMES, Notes
 from perturbdiff_jax.data.gene_selection.options import VocabularyOptions
 from perturbdiff_jax.data.genes import read_gene_list
@@ -23,7 +22,6 @@ from perturbdiff_jax.data.h5ad import H5ad
 from perturbdiff_jax.data.preparation.progress import Progress
 from perturbdiff_jax.data.preparation.scan import cut
 from perturbdiff_jax.data.storage.manifest import is_store
-from perturbdiff_jax.errors import RequestError, shorten
 
 
 class GeneNames:
@@ -115,39 +113,6 @@ def read_lists(
 def _source(
     path: str, listed: list[str], table: NameTable | None, names: GeneNames, notes: Notes, facts: dict
 ) -> Source:
-    lost: dict[str, list[str]] = {}
-    wanted: list[str | None] = list(listed)
-    if table is not None:
-        turned = table.turn(listed, where=path)
-        wanted, lost = turned.names, dict(turned.lost)
-        if turned.mapped:
-            notes.say(
-                NAMES,
-                f"{path}: {turned.mapped:,} of {len(listed):,} genes turned from {table.other} into {table.wanted}.",
-            )
-        if turned.plain:
-            notes.say(NAMES, f"{path}: {turned.plain:,} ids taken in the table's version, or without one.")
-    # A column of var may name two genes alike; a table has made names single.
-    counts = collections.Counter(name for name in wanted if name is not None)
-    checks = {
-        "are no names for a gene list": lambda name: not is_writable(name),
-        "are names of several genes": lambda name: counts[name] > 1,
-    }
-    for why, is_lost in checks.items():
-        for position, name in enumerate(wanted):
-            if name is not None and is_lost(name):
-                lost.setdefault(why, []).append(listed[position])
-                wanted[position] = None
-    for why, those in lost.items():
-        notes.say(NAMES, f"{path}: {len(those):,} genes {why}, left out: {shorten(map(repr, those), 3)}.")
+    wanted = usable_names(path, listed, table, lambda text: notes.say(NAMES, text))
     genes = names.numbers(wanted)
-    if not (genes >= 0).any():
-        raise RequestError(f"{path}: none of its {len(listed):,} genes can be used: {shorten(listed, 3)}.")
     return Source(path, genes, kind_of([name for name in wanted if name is not None]), **facts)
-
-
-def is_writable(name: str) -> bool:
-    """Whether the name comes back from a text file with one name a line, and is one at all."""
-    return (
-        name == name.strip() and name != "nan" and name[:1] not in ("", "#") and len(name.splitlines()) == 1
-    )

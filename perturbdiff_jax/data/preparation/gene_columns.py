@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from perturbdiff_jax.data.gene_naming.source_names import IDS, OTHERS, kind_of
 from perturbdiff_jax.data.genes import match_genes, read_gene_list
 from perturbdiff_jax.data.preparation.labels import Labels
 from perturbdiff_jax.errors import RequestError, shorten
@@ -56,7 +57,7 @@ def gene_columns(labels: Labels, options: PrepareOptions, echo: Callable[[str], 
     """Decides by --genes, --all-genes or --hvg; raises RequestError when files have too little in common."""
     if options.genes is not None and not options.all_genes:
         return _listed(labels, options, echo)
-    names = _common(labels, echo)
+    names = _common(labels.files, _known(labels), echo)
     origin = "all" if len(labels.files) == 1 else "all that every file has"
     if not options.all_genes and options.hvg is not None:
         if options.hvg < len(names):
@@ -70,34 +71,45 @@ def gene_columns(labels: Labels, options: PrepareOptions, echo: Callable[[str], 
 
 def _places(labels: Labels, names: list[str]) -> list[np.ndarray]:
     index = pd.Index(np.array(names, dtype=object))
-    return [index.get_indexer(pd.Index(genes)).astype(np.int32) for genes in labels.genes]
+    return [index.get_indexer(pd.Index(own, dtype=object)).astype(np.int32) for own in labels.gene_names]
+
+
+def _known(labels: Labels) -> list[np.ndarray]:
+    """The names of each file's genes, object [genes that are not left out]."""
+    kept = [pd.notna(names) for names in labels.gene_names]
+    return [names if mask.all() else names[mask] for names, mask in zip(labels.gene_names, kept, strict=True)]
 
 
 def _listed(labels: Labels, options: PrepareOptions, echo: Callable[[str], None]) -> GeneColumns:
     wanted = read_gene_list(options.genes)
-    known = set().union(*labels.genes)
+    own = _known(labels)
+    known = set().union(*own)
     names = [name for name in wanted if name in known]
     if not names:
-        match_genes(wanted, labels.genes[0], source=str(options.genes), file=shorten(labels.files, 3))
+        match_genes(wanted, own[0], source=str(options.genes), file=shorten(labels.files, 3))
     lost = [name for name in wanted if name not in known]
     if options.absent_genes == "zero":
         names = wanted
-        _tell_unmeasured(labels, wanted, lost, options, echo)
+        _tell_unmeasured(labels.files, own, wanted, lost, options, echo)
     else:
         if lost:
             echo(
                 f"{options.genes}: {len(lost)} of {len(wanted)} genes are not in the data, left out: "
                 f"{shorten(lost, 5)}."
             )
-        _tell_missing(labels, names, options, echo)
+        _tell_missing(labels.files, own, names, options, echo)
     return GeneColumns(names, _places(labels, names), f"list {options.genes}", listed=len(wanted))
 
 
 def _tell_missing(
-    labels: Labels, names: list[str], options: PrepareOptions, echo: Callable[[str], None]
+    files: list[str],
+    known: list[np.ndarray],
+    names: list[str],
+    options: PrepareOptions,
+    echo: Callable[[str], None],
 ) -> None:
     """Says what each file lacks of the listed genes that some file has; RequestError where that is most of them."""
-    for file, genes in zip(labels.files, labels.genes, strict=True):
+    for file, genes in zip(files, known, strict=True):
         own = set(genes)
         lost = [name for name in names if name not in own]
         if len(lost) > (1 - LEAST) * len(names):
@@ -113,14 +125,26 @@ def _tell_missing(
 
 
 def _tell_unmeasured(
-    labels: Labels, wanted: list[str], lost: list[str], options: PrepareOptions, echo: Callable[[str], None]
+    files: list[str],
+    known: list[np.ndarray],
+    wanted: list[str],
+    lost: list[str],
+    options: PrepareOptions,
+    echo: Callable[[str], None],
 ) -> None:
     """Says what each file lacks of the list, and what all do; RequestError for a file that lacks all of it."""
-    for file, genes in zip(labels.files, labels.genes, strict=True):
+    for file, genes in zip(files, known, strict=True):
         own = set(genes)
         missing = [name for name in wanted if name not in own]
         if len(missing) == len(wanted):
             match_genes(wanted, genes, source=str(options.genes), file=file)
+        # Some genes have no symbol: ids among symbols match, and would pass for the share that is measured.
+        if len(missing) > (1 - LEAST) * len(wanted) and {kind_of(wanted), kind_of(genes)} == {IDS, OTHERS}:
+            raise RequestError(
+                f"{options.genes} has {kind_of(wanted)} ({shorten(wanted, 3)}), {file} has {kind_of(genes)} "
+                f"({shorten(genes, 3)}).\n"
+                "Give --map TABLE.csv, whose two columns name each gene both ways (or --gene-key, a column of var)."
+            )
         if not missing:
             continue
         share = 1 - len(missing) / len(wanted)
@@ -129,31 +153,31 @@ def _tell_unmeasured(
             f"{file}: {len(missing):,} of the {len(wanted):,} listed genes are missing, zeros that are not measured: "
             f"{shorten(missing, 5)}{low}."
         )
-    if lost and len(labels.files) > 1:
+    if lost and len(files) > 1:
         echo(f"{options.genes}: {len(lost):,} of {len(wanted):,} genes are in no file: {shorten(lost, 5)}.")
 
 
-def _common(labels: Labels, echo: Callable[[str], None]) -> list[str]:
+def _common(files: list[str], own: list[np.ndarray], echo: Callable[[str], None]) -> list[str]:
     """The genes of every file, in the first file's order."""
-    shared = set(labels.genes[0]).intersection(*labels.genes[1:])
-    smallest = min(range(len(labels.files)), key=lambda number: len(labels.genes[number]))
-    if len(shared) < LEAST * len(labels.genes[smallest]):
-        other = 0 if smallest else next(n for n in range(1, len(labels.files)))
+    shared = set(own[0]).intersection(*own[1:])
+    smallest = min(range(len(files)), key=lambda number: len(own[number]))
+    if len(shared) < LEAST * len(own[smallest]):
+        other = 0 if smallest else next(n for n in range(1, len(files)))
         raise RequestError(
-            f"{labels.files[smallest]}: {len(shared):,} of its {len(labels.genes[smallest]):,} genes are in every "
-            f"other file (as {labels.files[other]}); at least {LEAST:.0%} are needed.\n"
-            f"It has {shorten(labels.genes[smallest], 3)}; the other has {shorten(labels.genes[other], 3)}."
+            f"{files[smallest]}: {len(shared):,} of its {len(own[smallest]):,} genes are in every "
+            f"other file (as {files[other]}); at least {LEAST:.0%} are needed.\n"
+            f"It has {shorten(own[smallest], 3)}; the other has {shorten(own[other], 3)}."
         )
-    everything = dict.fromkeys(gene for genes in labels.genes for gene in genes)
+    everything = dict.fromkeys(gene for genes in own for gene in genes)
     lost = [gene for gene in everything if gene not in shared]
     if lost:
         lacking = [
             f"{file} lacks {len(everything) - len(genes):,}"
-            for file, genes in zip(labels.files, labels.genes, strict=True)
+            for file, genes in zip(files, own, strict=True)
             if len(genes) < len(everything)
         ]
         echo(
             f"{len(lost):,} of {len(everything):,} genes are not in every file and left out: {shorten(lost, 5)} "
             f"({shorten(lacking, 3)})."
         )
-    return [gene for gene in labels.genes[0] if gene in shared]
+    return [gene for gene in own[0] if gene in shared]

@@ -39,7 +39,9 @@ class Labels:
 
     files: list[str]
     prints: list[dict]  # fingerprint of each file, taken before anything was read
-    genes: list[np.ndarray]  # object [genes of the file], one for each file
+    genes: list[np.ndarray]  # var_names, object [genes of the file], one for each file
+    # What genes are known by, None for those left out: see gene_names.py; the same arrays where nothing was asked.
+    gene_names: list[np.ndarray]
     names: np.ndarray  # as `packed` makes them; may repeat between files, see `prefixes`
     prefixes: list[str]  # put before the names of a file's cells
     perturbation: Coded  # with a dose, "name @ dose"; the control has code 0
@@ -145,6 +147,9 @@ def _read_file(path: str | pathlib.Path, options: PrepareOptions) -> dict:
     with H5ad(path, layer=options.layer) as file:
         only = (np.zeros(len(file.cells), np.int32), [ONLY])
         found = {"file": str(path), "print": taken, "genes": file.genes, "cells": file.cells}
+        found["gene_names"] = file.genes
+        if options.gene_key is not None:
+            found["gene_names"] = file.gene_labels(options.gene_key, flag="--gene-key")
         found["perturbation"] = file.codes(options.perturbation_key, flag="--perturbation-key")
         for role, flag in (("cell_type", "--cell-type-key"), ("batch", "--batch-key")):
             key = getattr(options, f"{role}_key")
@@ -193,6 +198,7 @@ def _joined(parts: list[dict], options: PrepareOptions) -> Labels:
         files=files,
         prints=[part["print"] for part in parts],
         genes=[part["genes"] for part in parts],
+        gene_names=[part["gene_names"] for part in parts],
         names=packed(cells[0] if len(cells) == 1 else np.concatenate(cells)),
         prefixes=_prefixes(files, cells),
         ends=np.concatenate([[0], np.cumsum([len(some) for some in cells])]).astype(np.int64),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from perturbdiff_jax.data.gene_naming.source_names import check_map
 from perturbdiff_jax.data.storage.shards import CODECS
 from perturbdiff_jax.data.values import ENCODINGS
 from perturbdiff_jax.errors import RequestError, unknown
@@ -30,7 +31,9 @@ class PrepareOptions:
     `holdout` is splits.hold_out's rule, {"fraction", "context", "validation_fraction", "seed"}. Of hvg, genes
     and all_genes the later ones win: `all_genes`, then `genes`, then `hvg`. hvg None means all genes. `absent_genes`
     says what becomes of listed genes that no file has: "drop" leaves them out, "zero" keeps the whole list in its
-    order, with empty columns that the manifest marks as not measured. `seed` orders the cells inside groups.
+    order, with empty columns that the manifest marks as not measured. `gene_key` is the column of var with the gene
+    names (None: its index), `map` a table of two names for each gene, `map_to` its column whose names are wanted (None:
+    the second); a list is not turned. `seed` orders the cells inside groups.
     `cells_per_set` only serves the table. `memory` (bytes) bounds the cells and labels held at once, `workers` the
     processes that read, `codec` packs the arrays; a store for a URL is made in the folder `scratch` (None: the
     system's) first. Memory and workers do not change the store.
@@ -42,6 +45,9 @@ class PrepareOptions:
     batch_key: str | None = None
     dose_key: str | None = None
     layer: str | None = None
+    gene_key: str | None = None
+    map: str | pathlib.Path | None = None
+    map_to: str | None = None
     values: str = "auto"
     total_key: str | None = None
     target_sum: float = 1e4
@@ -96,6 +102,7 @@ def check_options(inputs: Sequence[str | pathlib.Path], options: PrepareOptions)
         raise unknown("--codec", options.codec, CODECS)
     if options.cells_per_set < 1:
         raise RequestError(f"cells per set {options.cells_per_set}: allowed is 1 or more.")
+    check_map(options.map, options.map_to)
     if options.absent_genes not in ABSENT:
         raise unknown("--absent-genes", options.absent_genes, ABSENT)
     if options.absent_genes == "zero" and (options.genes is None or options.all_genes):
