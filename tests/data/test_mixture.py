@@ -164,6 +164,8 @@ def test_wrong_requests_are_named():
     other = fake_store(genes=8)
     with pytest.raises(RequestError, match=r"fake\.store: its genes differ"):
         Mixture(sources([STORES[0], other]), [1, 1], sets_per_batch=8, seed=0)
+    with pytest.raises(RequestError, match="with one --genes list and --absent-genes zero"):
+        Mixture(sources([STORES[0], other]), [1, 1], sets_per_batch=8, seed=0)
     with pytest.raises(RequestError, match="its sets_per_batch differ"):
         Mixture(sources(), WEIGHTS, sets_per_batch=4, seed=0)
     uneven = [*sources(STORES[:1]), *sources(STORES[1:2], cells_per_set=4)]
