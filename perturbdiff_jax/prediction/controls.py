@@ -51,7 +51,10 @@ def check_store(store: Store, bundle: Bundle) -> None:
     if store.genes != bundle.genes:
         lost = [gene for gene in bundle.genes if gene not in set(store.genes)]
         what = f"lacks {shorten(lost, 3)}" if lost else "other genes besides, or another order"
-        raise RequestError(f"{store.path}: its genes are not those of the bundle ({what}).")
+        raise RequestError(
+            f"{store.path}: its genes are not those of the bundle ({what}).\n"
+            "Prepare it with --genes BUNDLE/bundle.json --absent-genes zero."
+        )
     ours, theirs = bundle.values["target_sum"], store.manifest["values"]["target_sum"]
     if ours != theirs:
         raise RequestError(

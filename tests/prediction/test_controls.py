@@ -1,14 +1,18 @@
 """Control cells out of a user's file: any layout and order gives the same cells, and what is assumed is said."""
 
+import json
+import types
+
 import anndata
 import numpy as np
 import pytest
 import scipy.sparse as sp
 from small_controls import BUNDLE, make, read
 
+from perturbdiff_jax.data.genes import read_gene_list
 from perturbdiff_jax.data.storage.measured import mask_text
 from perturbdiff_jax.errors import RequestError
-from perturbdiff_jax.prediction.controls import ControlCells
+from perturbdiff_jax.prediction.controls import ControlCells, check_store
 
 
 def same(a, b, atol=1e-6):
@@ -157,6 +161,14 @@ def test_a_file_need_not_have_genes_that_training_did_not_measure(monkeypatch):
     monkeypatch.setitem(BUNDLE.values, "measured", "00")
     with pytest.raises(RequestError, match="The bundle is damaged: its measured genes"):
         read(adata)
+
+
+def test_a_store_of_other_genes_is_told_how_to_have_the_bundles(tmp_path):
+    store = types.SimpleNamespace(path="s", genes=BUNDLE.genes[1:])
+    with pytest.raises(RequestError, match=r"lacks g2\).*\n.*--genes BUNDLE/bundle.json --absent-genes zero"):
+        check_store(store, BUNDLE)
+    (tmp_path / "bundle.json").write_text(json.dumps({"format": "perturbdiff-bundle", "genes": BUNDLE.genes}))
+    assert read_gene_list(tmp_path / "bundle.json") == BUNDLE.genes
 
 
 def test_a_context_without_controls_borrows_them_by_the_stores_rules():

@@ -129,10 +129,12 @@ def _check_measured(store, cells: RawCells, start: int, stop: int) -> None:
     masks = store.measured
     if masks.all():
         return
+    lacking = ~masks.all(axis=0)  # genes that some source lacks: only their values can be wrong
     if cells.indices is None:
-        rows, columns = np.nonzero(cells.data)
+        rows, which = np.nonzero(cells.data[:, lacking])
+        columns = np.flatnonzero(lacking)[which]
     else:
-        stored = np.flatnonzero(cells.data)
+        stored = np.flatnonzero(lacking[cells.indices] & (cells.data != 0))
         rows = np.searchsorted(cells.indptr, stored, side="right") - 1
         columns = cells.indices[stored].astype(np.int64)
     source = np.zeros(stop - start, dtype=np.int64)
