@@ -32,6 +32,7 @@ def stores(build, save, listed, tmp_path):
     """Two stores of one list, of a dense and a sparse file; the second file lacks g2 and has x1."""
     one, two = build(seed=1), thinned(build(seed=2))
     one.X = sp.csr_matrix(one.X.toarray() + 1)
+    two.X = (two.X + sp.csr_matrix(np.eye(30)[[2] * two.n_obs])).astype(np.float32)  # x1 has values
     two.var_names = ["x1" if name == "g2" else name for name in two.var_names]
     two.obs_names = [f"two-{name}" for name in two.obs_names]
     options = {"genes": listed, "absent_genes": "zero"}
@@ -111,7 +112,7 @@ def test_values_of_genes_that_are_not_measured_are_damage(stores, build, save, l
     parts = [tmp_path / "one.h5ad", tmp_path / "two.h5ad"]
     both, _ = run(parts, tmp_path / "both", genes=listed, absent_genes="zero")
     assert "sound" in both.verify()
-    with pytest.raises(RequestError, match=r"value of gene 'x1'|value of gene 'g2'"):
+    with pytest.raises(RequestError, match=r"value of gene '(x1|g2)', which"):
         changed(both, measured=measured.written(both.measured[::-1])).verify()
 
 
@@ -128,7 +129,7 @@ def test_values_of_genes_that_are_not_measured_are_damage(stores, build, save, l
 )
 def test_damaged_facts_are_named(stores, kept):
     store = changed(stores[0], measured=kept)
-    with pytest.raises(RequestError, match=r"one: the store is damaged: .*measured"):
+    with pytest.raises(RequestError, match=r"one: the store is damaged: .*(cannot be read|are listed)"):
         store.verify()
 
 
