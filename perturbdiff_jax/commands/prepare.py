@@ -60,7 +60,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
     add(
         "--absent-genes",
         choices=("drop", "zero"),
-        help="listed genes that no file has: leave them out (drop), or keep the list whole, with zeros (drop)",
+        help="listed genes that no file has: drop them (default), or keep the list whole, with unmeasured zeros",
     )
     add("--split", metavar="FILE", help=".json or .toml file that says what is held out")
     add(

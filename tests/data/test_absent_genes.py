@@ -10,6 +10,7 @@ from prepare_runs import refusal, run
 
 from perturbdiff_jax import cli
 from perturbdiff_jax.data import prepare as story
+from perturbdiff_jax.data.preparation import gene_columns
 from perturbdiff_jax.data.storage.writer import store_hash
 from perturbdiff_jax.data.store import Store
 
@@ -86,6 +87,14 @@ def test_a_low_share_is_said_and_none_is_refused(build, save, listed, tmp_path):
     two.var_names = [f"other{i}" for i in range(30)]
     message = refusal([paths[0], save(two, "two.h5ad")], tmp_path / "t", genes=listed, absent_genes="zero")
     assert "none of its 6 genes (g9, nowhere, g2" in message and "two.h5ad" in message and "other0" in message
+
+
+def test_of_many_files_a_few_lines_are_said(build, save, listed, tmp_path, monkeypatch):
+    monkeypatch.setattr(gene_columns, "MOST_LINES", 2)
+    paths = [save(build(seed=n), f"{n}.h5ad") for n in range(5)]
+    _, said = run(paths, tmp_path / "s", genes=listed, absent_genes="zero")
+    assert said.count("of the 6 listed genes are missing") == 2
+    assert "... and 3 more files that lack listed genes; the manifest says which." in said
 
 
 def test_log_values_and_cells_without_any_listed_gene(build, save, tmp_path):

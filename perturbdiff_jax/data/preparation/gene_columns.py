@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from perturbdiff_jax.data.prepare import PrepareOptions
 
 LEAST = 0.5  # share of the genes that every file must have
+MOST_LINES = 10  # of files that lack some of a list that is kept whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +134,7 @@ def _tell_unmeasured(
     echo: Callable[[str], None],
 ) -> None:
     """Says what each file lacks of the list, and what all do; RequestError for a file that lacks all of it."""
+    lines = []
     for file, genes in zip(files, known, strict=True):
         own = set(genes)
         missing = [name for name in wanted if name not in own]
@@ -149,9 +151,15 @@ def _tell_unmeasured(
             continue
         share = 1 - len(missing) / len(wanted)
         low = f"; only {share:.1%} of the list is measured" if share < LEAST else ""
-        echo(
+        lines.append(
             f"{file}: {len(missing):,} of the {len(wanted):,} listed genes are missing, zeros that are not measured: "
             f"{shorten(missing, 5)}{low}."
+        )
+    for line in lines[:MOST_LINES]:
+        echo(line)
+    if len(lines) > MOST_LINES:
+        echo(
+            f"... and {len(lines) - MOST_LINES:,} more files that lack listed genes; the manifest says which."
         )
     if lost and len(files) > 1:
         echo(f"{options.genes}: {len(lost):,} of {len(wanted):,} genes are in no file: {shorten(lost, 5)}.")
