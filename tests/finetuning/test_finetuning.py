@@ -100,6 +100,7 @@ class Renamed:
         self.genes, self.perturbations = store.genes, store.perturbations
         self.cell_types, self.batches, self.is_counts = store.cell_types, store.batches, store.is_counts
         self.__dict__.update(names)
+        self.measured = np.ones((1, len(self.genes)), bool)
 
 
 def test_what_is_known_by_name_is_taken_by_name(store, source, tmp_path):
