@@ -23,34 +23,47 @@ class Names:
     """What the rows of a network's arrays stand for."""
 
     genes: Sequence[str]
-    perturbation: Sequence[Hashable]  # None first: "none"; () = rows are not by name
-    cell_type: Sequence[str]
+    perturbation: Sequence[Hashable]  # of the learned rows; None is "none"
+    cell_type: Sequence[Hashable]
     batch: Sequence[str]
     dose: Sequence[Any]
     parts: Sequence[str]  # of the covariates, in the order in which their embeddings are concatenated
     width: int  # of each
+    tables: dict[str, Any]  # covariate -> what its frozen table is made of
 
     @classmethod
     def of(cls, bundle: Bundle, settings: Settings) -> "Names":
         """As `models/covariates.py` lays them out."""
         model, tables = settings.model, bundle.tables
         told = {role: tables.get(role, {}) for role in ("perturbation", "cell_type")}
-        by_name = {role: not facts.get("learned") and "shape" not in facts for role, facts in told.items()}
-        untrained = model.use_perturbation == "no"
-        perturbations = (None, *([] if untrained else bundle.perturbations))
+        # Marginal pretraining trains the row of "none" alone.
+        perturbations = (None, *([] if model.use_perturbation == "no" else bundle.perturbations))
         parts = ["perturbation"]
         parts += ["dose"] if bundle.doses else []
         parts += ["cell_type"] if model.use_cell_type != "no" else []
         parts += ["batch"] if model.use_batch != "no" else []
         return cls(
             genes=bundle.genes,
-            perturbation=perturbations if by_name["perturbation"] else (),
-            cell_type=bundle.cell_types if by_name["cell_type"] else (),
+            perturbation=_learned(perturbations, told["perturbation"]),
+            cell_type=_learned(bundle.cell_types, told["cell_type"]),
             batch=bundle.batches,
             dose=bundle.doses.get("values", ()),
             parts=parts,
             width=model.covariate_width,
+            tables={role: facts.get("parts") or facts.get("name") for role, facts in told.items()},
         )
+
+
+def _learned(names: Sequence[Hashable], facts: dict[str, Any]) -> list[Hashable]:
+    """The name of each learned row; a row that several names share, or that none has alone, has no other's name."""
+    rows = facts.get("learned")
+    if not rows:
+        return [] if "shape" in facts else list(names)
+    found: list[Hashable] = [object() for _ in range(1 + max(row for own in rows for row in own))]
+    for name, own in zip(names, rows):
+        if len(own) == 1:
+            found[own[0]] = name
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +99,10 @@ def rows_of(path: str, ours: Names, theirs: Names) -> Rows | None:
     name = path.removeprefix("covariates/")
     if name in ("perturbation", "cell_type", "batch", "dose"):
         return by_name(getattr(ours, name), getattr(theirs, name), 0)
+    if name.startswith("map_"):
+        role = name.removeprefix("map_").split("/")[0]
+        same = ours.tables[role] == theirs.tables[role]
+        return None if same else by_name((), (), 0)
     if name == "mix/linear/kernel":
         parts = by_name(ours.parts, theirs.parts, 0)
         width = np.arange(ours.width)

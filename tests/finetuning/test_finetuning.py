@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from covariate_runs import untrained
+from covariate_runs import untrained, vectors, write_table
 from tiny_run import QUICKSTART, flags, said, tiny_config
 
 from perturbdiff_jax import load, main, sharding
@@ -156,6 +156,32 @@ def test_covariates_that_are_not_used_leave_the_others_where_they_were(store, so
     np.testing.assert_array_equal(found[mix][width:], there[mix][2 * width :])
     assert "covariates/cell_type" not in found and "dropped" in "\n".join(account.lines())
     assert drawn[mix].shape == found[mix].shape
+
+
+def test_learned_rows_beside_a_table_and_the_map_of_the_same_table(store, tmp_path):
+    """Of a combination's rows none is its own; a map belongs to the vectors that it was trained on."""
+    table = write_table(tmp_path / "mine.npz")
+    told = {"covariates__perturbation": f"onehot + mine={table}"}
+    names = ["control", "P01", "P01+P03", "P03", "P04", "P05", "P06"]
+    combined = Renamed(store, perturbations=names)
+    sums = untrained(combined, tmp_path / "sums", **SEEN, **told, covariates__combinations="sum")
+    source = saved(sums)
+    learned, there = source.bundle.tables["perturbation"]["learned"], flat(source.params)
+    assert learned[3] == [*learned[2], *learned[4]]
+    found, *_ = begun(store, source, tmp_path)
+    for row, name in enumerate(["none", *store.perturbations]):
+        if name in ("P02",):
+            continue
+        at = learned[0 if name == "none" else 1 + names.index(name)][0]
+        np.testing.assert_array_equal(
+            found["covariates/perturbation"][row], there["covariates/perturbation"][at]
+        )
+    found, *_ = begun(store, source, tmp_path, **told)
+    kernel = "covariates/map_perturbation/linear/kernel"
+    np.testing.assert_array_equal(found[kernel], there[kernel])
+    other = write_table(tmp_path / "other.npz", table=vectors()[::-1])
+    found, drawn, *_ = begun(store, source, tmp_path, covariates__perturbation=f"onehot + mine={other}")
+    np.testing.assert_array_equal(found[kernel], drawn[kernel])
 
 
 @pytest.mark.parametrize("layers", ["fresh", "hvg"])
