@@ -21,7 +21,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from perturbdiff_jax.commands.prepare import size
+from perturbdiff_jax.commands.reading import size
 from perturbdiff_jax.data.storage.writer import store_hash
 
 BLOCK = 50_000  # cells drawn; they come again with other labels

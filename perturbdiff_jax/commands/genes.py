@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 
-from perturbdiff_jax.commands.prepare import size
+from perturbdiff_jax.commands.reading import add_reading, add_resources
 from perturbdiff_jax.errors import RequestError
 
 
@@ -28,23 +28,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
         help="take all genes of these lists too (text, csv, json, pickled), or of stores that `prepare` made",
     )
     add("--output", required=True, metavar="GENES.txt", help="the list to write, for `prepare --genes`")
-    add("--layer", metavar="L", help="read this layer instead of X")
-    add("--values", default="auto", choices=("auto", "counts", "lognorm"), help="what X or the layer holds")
-    add("--total-key", metavar="K", help="obs column of whole-transcriptome totals")
-    add(
-        "--target-sum",
-        type=float,
-        default=1e4,
-        metavar="N",
-        help="total that counts are normalised to (10,000)",
-    )
-    add("--gene-key", metavar="K", help="var column of the gene names; default: the index of var")
-    add(
-        "--map",
-        metavar="TABLE.csv",
-        help="two columns of names, such as ensembl_id,symbol: sources are turned into the second one's names",
-    )
-    add("--map-to", metavar="COLUMN", help="the column of --map to turn names into (the second)")
+    add_reading(parser, "sources")
     add(
         "--min-measured",
         type=float,
@@ -52,20 +36,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="choose from genes that files with this share of a composite's cells have (0.5)",
     )
-    add(
-        "--memory",
-        type=size,
-        default=2 * 1024**3,
-        metavar="SIZE",
-        help="bounds workers, and files stored by genes: bytes, or such as 512MiB or 2GiB (2GiB)",
-    )
-    add(
-        "--workers",
-        type=int,
-        default=None,
-        metavar="N",
-        help="processes that read files (the CPUs at hand, at most 8)",
-    )
+    add_resources(parser, "bounds workers, and files stored by genes")
     add("--overwrite", action="store_true", help="replace a list that is there already")
 
 

@@ -2,8 +2,8 @@
 
 import argparse
 import dataclasses
-import re
 
+from perturbdiff_jax.commands.reading import add_reading, add_resources
 from perturbdiff_jax.errors import RequestError
 
 
@@ -28,27 +28,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
     )
     add("--batch-key", metavar="K", help="obs column of the batch, donor or replicate")
     add("--dose-key", metavar="K", help="obs column of the dose")
-    add("--layer", metavar="L", help="read this layer instead of X")
-    add("--gene-key", metavar="K", help="var column of the gene names; default: the index of var")
-    add(
-        "--map",
-        metavar="TABLE.csv",
-        help="two columns of names, such as ensembl_id,symbol: files are turned into the second one's names",
-    )
-    add("--map-to", metavar="COLUMN", help="the column of --map to turn names into (the second)")
-    add("--values", default="auto", choices=("auto", "counts", "lognorm"), help="what X or the layer holds")
-    add(
-        "--total-key",
-        metavar="K",
-        help="obs column of whole-transcriptome totals, for files with selected genes",
-    )
-    add(
-        "--target-sum",
-        type=float,
-        default=1e4,
-        metavar="N",
-        help="total that every cell is normalised to (10,000)",
-    )
+    add_reading(parser, "files")
     genes = parser.add_mutually_exclusive_group()
     genes.add_argument(
         "--hvg", type=int, default=2000, metavar="N", help="keep N highly variable genes (2,000)"
@@ -80,20 +60,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="set size assumed by the closing table (32)",
     )
-    add(
-        "--memory",
-        type=size,
-        default=2 * 1024**3,
-        metavar="SIZE",
-        help="memory for cells: bytes, or such as 512MiB or 2GiB (2GiB)",
-    )
-    add(
-        "--workers",
-        type=int,
-        default=None,
-        metavar="N",
-        help="processes that read files (the CPUs at hand, at most 8)",
-    )
+    add_resources(parser, "memory for cells")
     add(
         "--codec",
         default="lz4",
@@ -106,16 +73,6 @@ def fill(parser: argparse.ArgumentParser) -> None:
         help="where a store for a URL is prepared before it is copied (the system's temporary folder)",
     )
     add("--overwrite", action="store_true", help="replace a store that is there already")
-
-
-def size(text: str) -> int:
-    """Bytes of "512MiB", "2GiB", "1.5GB" or a plain number."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT]?)(i?)B)?", text.strip(), flags=re.IGNORECASE)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r}: allowed are bytes, or such as 512MiB, 2GiB or 2GB")
-    number, letter, binary = found.groups()
-    power = "KMGT".find(letter.upper()) + 1 if letter else 0
-    return int(float(number) * (1024 if binary else 1000) ** power)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from perturbdiff_jax import cli
 from perturbdiff_jax.commands import prepare as command
+from perturbdiff_jax.commands.reading import size
 
 
 def parsed(*words):
@@ -26,13 +27,13 @@ def parsed(*words):
     ],
 )
 def test_sizes(text, bytes_):
-    assert command.size(text) == bytes_
+    assert size(text) == bytes_
 
 
 @pytest.mark.parametrize("text", ["", "2G", "GiB", "-1GiB", "1..5GiB", "two"])
 def test_what_is_no_size(text):
     with pytest.raises(argparse.ArgumentTypeError, match="512MiB"):
-        command.size(text)
+        size(text)
 
 
 def test_defaults():

@@ -3,6 +3,20 @@
 import html.parser
 import re
 
+# The report's, in its order.
+SECTIONS = (
+    "verdict",
+    "run",
+    "metrics",
+    "radar",
+    "curves",
+    "conditions",
+    "cells",
+    "genes",
+    "lookup",
+    "uncertainty",
+    "rows",
+)
 VOID = {"meta", "link", "br", "input", "img", "hr"}
 
 

@@ -13,21 +13,7 @@ from perturbdiff_jax.evaluation.page.report import write_report
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from fake_run import NASTY, write_run
-from html_document import Document, read
-
-SECTIONS = (
-    "verdict",
-    "run",
-    "metrics",
-    "radar",
-    "curves",
-    "conditions",
-    "cells",
-    "genes",
-    "lookup",
-    "uncertainty",
-    "rows",
-)
+from html_document import SECTIONS, Document, read
 
 
 @pytest.fixture(scope="module")

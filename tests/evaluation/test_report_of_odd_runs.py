@@ -11,21 +11,7 @@ from perturbdiff_jax.evaluation.page.report import write_report
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from fake_run import write_run
-from html_document import read
-
-SECTIONS = (
-    "verdict",
-    "run",
-    "metrics",
-    "radar",
-    "curves",
-    "conditions",
-    "cells",
-    "genes",
-    "lookup",
-    "uncertainty",
-    "rows",
-)
+from html_document import SECTIONS, read
 
 
 @pytest.fixture
