@@ -79,6 +79,9 @@ def test_the_same_names_take_everything(store, source, tmp_path):
     for name, values in wanted.items():
         np.testing.assert_array_equal(found[name], values, err_msg=name)
     assert any((drawn[name] != wanted[name]).any() for name in wanted)
+    looped, *_ = begun(store, source, tmp_path, model__scan="yes")
+    for name, values in wanted.items():
+        np.testing.assert_array_equal(looped[name], values, err_msg=name)
     size = sum(values.size for values in wanted.values())
     assert (
         account.lines()[0].endswith(f": {size:,} of {size:,} parameters (100.0%).")
