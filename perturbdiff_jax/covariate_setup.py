@@ -13,7 +13,7 @@ import numpy as np
 
 from perturbdiff_jax.bundle import FILE, read_bundle
 from perturbdiff_jax.covariate_tables import digest, parts_facts, write_encodings
-from perturbdiff_jax.data.conditions import TEST
+from perturbdiff_jax.data.conditions import TEST, VALIDATION
 from perturbdiff_jax.data.embeddings.labels import read_label
 from perturbdiff_jax.data.embeddings.registry import Encoding, read_encoding
 from perturbdiff_jax.data.embeddings.rows import Rows, absent_words, cell_type_rows, perturbation_rows
@@ -119,7 +119,7 @@ def tell(settings: Settings, store: Store) -> Told:
         "perturbation": {store.perturbations[code] for code in set(groups.perturbation[train].tolist())},
         "cell_type": {store.cell_types[code] for code in set(groups.cell_type[train].tolist())},
     }
-    held = groups.split == TEST
+    held = np.isin(groups.split, (TEST, VALIDATION))
     add_up = _adds_up(settings, store, encodings["perturbation"], seen["perturbation"], held)
     rows = {
         "perturbation": perturbation_rows(
@@ -136,12 +136,15 @@ def tell(settings: Settings, store: Store) -> Told:
             continue
         for line in absent_words(rows[role].absent, role.replace("_", " ")):
             print(f"warning: {line}", flush=True)
-        tested = {names[code] for code in set(codes[held].tolist())}
-        lost = [name for name in rows[role].unknown if name in tested]
-        if lost and not asked.allow_unknown:
+        # Validation conditions are predicted as well, after training.
+        for split, code in (("test", TEST), ("validation", VALIDATION)):
+            held_names = {names[own] for own in set(codes[groups.split == code].tolist())}
+            lost = [name for name in rows[role].unknown if name in held_names]
+            if not lost or asked.allow_unknown:
+                continue
             what = role.replace("_", " ")
             raise RequestError(
-                f"{store.path}: {len(lost)} {what}(s) of the test split have no training cell and no vector: "
+                f"{store.path}: {len(lost)} {what}(s) of the {split} split have no training cell and no vector: "
                 f"{shorten(lost, 5)}.\nGive {KEY}{role} a table that has them, hold out others, or set "
                 f"{KEY}allow_unknown=True (they are then predicted as one and the same)."
             )

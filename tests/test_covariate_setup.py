@@ -37,6 +37,21 @@ def test_held_out_perturbations_that_nothing_tells_apart_are_refused(store):
     tell(settled(store, model__use_perturbation="no"), store)
 
 
+def test_validation_conditions_have_to_be_told_too(tmp_path):
+    """They are predicted after hours of training."""
+    changes = {"holdout__batch": None, "holdout__fraction": 0.2, "holdout__validation_fraction": 0.2}
+    store = open_store(from_config(tiny_config(**changes)), tmp_path)
+    groups = store.groups
+    tested = sorted(
+        {store.perturbations[code] for code in groups.perturbation[groups.split == TEST].tolist()}
+    )
+    table = write_table(tmp_path / "tested.npz", tested, vectors()[: len(tested)])
+    with pytest.raises(
+        RequestError, match=r"perturbation\(s\) of the validation split have no training cell"
+    ):
+        tell(settled(store, **changes, covariates__perturbation=str(table)), store)
+
+
 def test_names_that_a_table_lacks_are_said(store, table, tmp_path, capsys):
     told = tell(settled(store, covariates__perturbation=f"mine={table}"), store)
     assert (

@@ -28,18 +28,23 @@ if TYPE_CHECKING:
 class Unseen:
     """A perturbation without a training cell: the nearest trained one and its cosine distance, by the frozen table.
 
-    Without a table (combinations of trained perturbations) there is no distance, `nearest` is "" and it is NaN.
+    Without a vector there is no distance: `nearest` is "" and `distance` NaN. `parts`: trained learned parts tell it.
     """
 
     name: str
     nearest: str
     distance: float
+    parts: bool
 
     @property
     def words(self) -> str:
         """For people."""
-        if not self.nearest:
+        if not self.nearest and self.parts:
             return f"{self.name} was never trained: told as the sum of its parts."
+        if not self.nearest:
+            return (
+                f"{self.name} was never trained, and nothing tells it from others (covariates.allow_unknown)."
+            )
         return (
             f"{self.name} was never trained: told by its vector, nearest to {self.nearest} "
             f"(cosine distance {self.distance:.3f})."
@@ -107,8 +112,8 @@ def unseen(model: "Predictor", names: Iterable[str], echo: Callable[[str], None]
     Raises:
       RequestError: one that nothing tells what it is.
     """
-    _refuse_untold(model.bundle, names)
     found = _strangers(model.bundle, model.params, names)
+    _refuse_untold(model.bundle, found)
     for one in found:
         echo(one.words)
     return found
@@ -120,15 +125,18 @@ def _strangers(bundle: Bundle, params: dict, names: Iterable[str]) -> list[Unsee
     table = params["covariates"].get(FROZEN + "perturbation")
     if not trained or not new:
         return []
-    if table is None:
-        return [Unseen(name, "", float("nan")) for name in new]
     places = {name: code + 1 for code, name in enumerate(bundle.perturbations)}
-    table = np.asarray(table)
-    known = table[[places[name] for name in trained]]
+    learned = bundle.tables.get("perturbation", {}).get("learned")
+    table = None if table is None else np.asarray(table)
     found = []
     for name in new:
-        row, distance = nearest(known, table[places[name]])
-        found.append(Unseen(name, trained[row] if np.isfinite(distance) else "", distance))
+        parts = bool(learned and learned[places[name]])
+        found.append(Unseen(name, "", float("nan"), parts))
+        # A row of zeros is no vector: the tables lack the name.
+        if table is not None and table[places[name]].any():
+            known = table[[places[other] for other in trained]]
+            row, distance = nearest(known, table[places[name]])
+            found[-1] = Unseen(name, trained[row], distance, parts)
     return found
 
 
@@ -145,25 +153,18 @@ def facts_of(found: list[Unseen]) -> dict[str, Any]:
     }
 
 
-def _refuse_untold(bundle: Bundle, names: Iterable[str]) -> None:
-    """Refuses what is in the vocabulary, was never trained, and has neither a vector nor trained parts."""
-    trained = {name for name, _, _ in bundle.trained} | {bundle.control}
+def _refuse_untold(bundle: Bundle, found: list[Unseen]) -> None:
+    """Refuses what was never trained and has neither a vector nor trained parts."""
     allowed = bundle.settings.get("covariates", {}).get("allow_unknown", False)
-    if len(trained) == 1 or allowed or bundle.settings.get("model", {}).get("use_perturbation") == "no":
+    if allowed or bundle.settings.get("model", {}).get("use_perturbation") == "no":
         return
-    facts = bundle.tables.get("perturbation", {})
-    places = {name: code + 1 for code, name in enumerate(bundle.perturbations)}
-
-    def told(name: str) -> bool:
-        return "shape" in facts or bool(facts.get("learned") and facts["learned"][places[name]])
-
-    lost = [name for name in dict.fromkeys(names) if name not in trained and not told(name)]
+    lost = [one.name for one in found if not one.nearest and not one.parts]
     if lost:
+        trained = sorted({name for name, _, _ in bundle.trained} - {bundle.control})
         more = f" ({len(lost)} such)" if len(lost) > 1 else ""
         raise RequestError(
             f"perturbation {lost[0]!r} has no training cell and nothing else tells what it is{more}.\n"
-            f"Trained are {shorten(sorted(trained - {bundle.control}))}; others need a table "
-            "(config.covariates.perturbation)."
+            f"Trained are {shorten(trained)}; others need a table (config.covariates.perturbation)."
         )
 
 

@@ -128,6 +128,26 @@ def test_what_nothing_tells_is_refused_with_the_closest(told, screen, store, tmp
     predicted(strict, screen, ["P01"])
 
 
+def test_what_is_unknown_by_leave_is_not_called_told(store, screen, tmp_path):
+    """Nor is a row of zeros a vector: a table that lacks what was never trained tells nothing of it."""
+    plain = untrained(store, tmp_path / "plain", covariates__allow_unknown=True)
+    shorter = write_table(tmp_path / "s.npz", NAMES[2:], vectors()[2:])  # without P02, which no cell trains
+    lacking = untrained(
+        store, tmp_path / "lacking", covariates__perturbation=str(shorter), covariates__allow_unknown=True
+    )
+    for model in (plain, lacking):
+        heard = []
+        facts = predicted(model, screen, ["P02"], heard).uns["perturbdiff"]["unseen"]
+        assert facts["nearest"].tolist() == [""] and np.isnan(facts["distance"]).all()
+        assert "P02 was never trained, and nothing tells it from others (covariates.allow_unknown)." in heard
+        settings = {**model.bundle.settings, "covariates": {"allow_unknown": False}}
+        strict = dataclasses.replace(model, bundle=dataclasses.replace(model.bundle, settings=settings))
+        with pytest.raises(
+            RequestError, match="perturbation 'P02' has no training cell and nothing else tells"
+        ):
+            predicted(strict, screen, ["P02"])
+
+
 def test_combinations_of_vectors(told, screen):
     found = predicted(told, screen, ["NEW+NEAR3", "P01+control"])
     covariates = np.asarray(told.params["covariates"]["frozen_perturbation"])
