@@ -18,7 +18,7 @@ from perturbdiff_jax.data.embeddings.labels import read_label
 from perturbdiff_jax.data.embeddings.registry import Encoding, read_encoding
 from perturbdiff_jax.data.embeddings.rows import Rows, absent_words, cell_type_rows, perturbation_rows
 from perturbdiff_jax.data.store import Store
-from perturbdiff_jax.data.training_cells import target_groups
+from perturbdiff_jax.data.training_cells import targets_of
 from perturbdiff_jax.errors import RequestError, shorten
 from perturbdiff_jax.models.covariates import FROZEN
 from perturbdiff_jax.settings import Settings
@@ -109,8 +109,8 @@ def tell(settings: Settings, store: Store) -> Told:
         cell and no vector, unless `covariates.allow_unknown`; doses that nothing tells apart.
     """
     asked, groups, encodings = settings.covariates, store.groups, encodings_of(settings)
-    train = target_groups(
-        groups,
+    train = targets_of(
+        store,
         group_by=settings.loader.group_by,
         min_cells=settings.loader.min_cells,
         with_controls=settings.loader.train_on_controls == "yes",

@@ -1,4 +1,4 @@
-"""The sections of a run's settings that belong to no single module: cells, hold-out, loader, rhythm, prediction.
+"""The sections of a run's settings that belong to no single module: covariates, loader, rhythm, prediction.
 
 One frozen dataclass each, checked as it is made. settings.py puts them together and reads them from a config.
 """
@@ -11,8 +11,6 @@ from perturbdiff_jax.data.embeddings.registry import parts_of
 from perturbdiff_jax.data.loader import GROUPINGS
 from perturbdiff_jax.data.loading.set_stream import FORMS
 from perturbdiff_jax.data.loading.tiers import TIERS
-from perturbdiff_jax.data.low_data import check_share
-from perturbdiff_jax.data.prepare import PrepareOptions
 from perturbdiff_jax.errors import RequestError, unknown
 from perturbdiff_jax.models.mmdit import USES
 
@@ -25,84 +23,6 @@ def _at_least_one(section: str, options: Any, names: tuple[str, ...]) -> None:
     for name in names:
         if getattr(options, name) < 1:
             raise RequestError(f"config.{section}.{name}={getattr(options, name)}: must be at least 1.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """Where cells come from: a prepared store, or h5ad files to prepare, or (neither given) the simulator.
-
-    `fraction` and `fraction_seed`: low-data training, on a share of the perturbed training cells (data/low_data.py).
-    The genes are those of the store, which were chosen from all of its training cells. The remaining keys are those
-    of `perturbdiff prepare`; see data/prepare.py.
-    """
-
-    store: str = ""  # a prepared store
-    input: str = ""  # one h5ad, or several separated by commas
-    perturbation_key: str = "perturbation"
-    control: str = "control"
-    cell_type_key: str | None = None
-    batch_key: str | None = None
-    dose_key: str | None = None
-    layer: str | None = None
-    gene_key: str | None = None
-    map: str | None = None
-    map_to: str | None = None
-    value_kind: str = "auto"  # auto | counts | lognorm: what X or the layer holds
-    total_key: str | None = None
-    target_sum: float = 1e4
-    hvg: int | None = 2000
-    genes: str | None = None
-    absent_genes: str = "drop"  # drop | zero: listed genes that no file has
-    all_genes: bool = False
-    split: str | None = None  # a .json or .toml file; without one, the hold-out below
-    fraction: float = 1.0  # of the training cells of each perturbation; every perturbation keeps some
-    fraction_seed: int = (
-        0  # of that draw alone, so that runs with other seeds can be compared on the same cells
-    )
-
-    def __post_init__(self):
-        """Refuses a fraction that is none."""
-        check_share(self.fraction, self.fraction_seed, "config.data.")
-
-    def prepare_options(self, holdout: "HoldoutOptions", *, seed: int, cells_per_set: int) -> PrepareOptions:
-        """The options of `prepare` for this section.
-
-        `seed` orders the cells in their groups. Which cells a low-data run keeps follows from that order, and must not
-        follow from the seed of training.
-        """
-        own = {f.name for f in dataclasses.fields(PrepareOptions)}
-        values = {k: v for k, v in dataclasses.asdict(self).items() if k in own}
-        return PrepareOptions(
-            **values,
-            values=self.value_kind,
-            holdout=None if self.split else holdout.rule(),
-            seed=seed if self.fraction == 1 else self.fraction_seed,
-            cells_per_set=cells_per_set,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class HoldoutOptions:
-    """Hold out `fraction` of the perturbations of the contexts named here (names separated by commas)."""
-
-    fraction: float = 0.0  # 0 = nothing is held out
-    validation_fraction: float = 0.0
-    cell_type: str | None = None
-    batch: str | None = None
-    seed: int = 0
-
-    def rule(self) -> dict[str, Any] | None:
-        """The rule for data/splits.py, None when nothing is held out."""
-        if not self.fraction and not self.validation_fraction:
-            return None
-        named = {"cell_type": self.cell_type, "batch": self.batch}
-        context = {role: name.split(",") for role, name in named.items() if name}
-        return {
-            "fraction": self.fraction,
-            "validation_fraction": self.validation_fraction,
-            "context": context,
-            "seed": self.seed,
-        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,11 @@ from perturbdiff_jax.data.loading.index import index_sets
 from perturbdiff_jax.data.low_data import low_data
 from perturbdiff_jax.data.prepare import prepare
 from perturbdiff_jax.data.simulate import CONTROL, write_simulated
+from perturbdiff_jax.data.storage.joined import JoinedStores
 from perturbdiff_jax.data.storage.measured import mask_text
 from perturbdiff_jax.data.storage.view import regroup
 from perturbdiff_jax.data.store import Store
-from perturbdiff_jax.data.training_cells import KeptCells, kept_cells_of, target_groups
+from perturbdiff_jax.data.training_cells import KeptCells, grouping_of, kept_cells_of, targets_of
 from perturbdiff_jax.errors import RequestError, shorten
 from perturbdiff_jax.run_options import BEST_METRICS, TrainOptions
 from perturbdiff_jax.settings import Settings
@@ -25,9 +26,14 @@ from perturbdiff_jax.settings import Settings
 LARGEST_LOGNORM = 14.0  # cap of predictions where the total of a cell is not known
 
 
-def open_store(settings: Settings, workdir: Path) -> Store:
-    """The store of a run: the one named, or one prepared below the work directory from h5ad files or simulation."""
+def open_store(settings: Settings, workdir: Path) -> Store | JoinedStores:
+    """The store of a run: the one named, or one prepared below the work directory from h5ad files or simulation.
+
+    Of several sources (config.data.sources), all side by side.
+    """
     data = settings.data
+    if data.sources:
+        return JoinedStores({name: Store.open(path) for name, path in data.source_stores().items()})
     if data.store:
         return Store.open(data.store)
     path = workdir / "store"
@@ -92,9 +98,8 @@ def settle(settings: Settings, store: Store) -> Settings:
 
 def _targets(settings: Settings, store: Store, *, with_controls: bool = False) -> np.ndarray:
     loader = settings.loader
-    return target_groups(
-        store.groups, group_by=loader.group_by, min_cells=loader.min_cells, with_controls=with_controls
-    )
+    rule = {"group_by": loader.group_by, "min_cells": loader.min_cells}
+    return targets_of(store, **rule, with_controls=with_controls)
 
 
 def _limited(settings: Settings, store: Store) -> TrainOptions:
@@ -102,14 +107,14 @@ def _limited(settings: Settings, store: Store) -> TrainOptions:
     train, loader = settings.train, settings.loader
     if train.max_epochs is None:
         return train
-    sets = index_sets(
-        regroup(store, loader.group_by).groups,
-        split="train",
-        cells_per_set=loader.cells_per_set,
-        with_controls=loader.train_on_controls == "yes",
-        min_cells=loader.min_cells,
-        name=store.path,
-    ).n_sets
+    views = (
+        [regroup(store, loader.group_by)]
+        if not isinstance(store, JoinedStores)
+        else [regroup(one, grouping_of(one, loader.group_by)) for one in store.stores]
+    )
+    rule = {"cells_per_set": loader.cells_per_set, "min_cells": loader.min_cells}
+    rule |= {"split": "train", "with_controls": loader.train_on_controls == "yes"}
+    sets = sum(index_sets(view.groups, **rule, name=view.path).n_sets for view in views)
     limit = max(1, math.ceil(train.max_epochs * sets / loader.sets_per_batch))
     if limit >= train.steps:
         return train
@@ -128,12 +133,14 @@ def describe(
     is the width of an inherited covariate encoder, 0 = that of a drawn one.
     """
     told = told or tell(settings, store)
-    groups = store.groups
+    groups, joined = store.groups, isinstance(store, JoinedStores)
     with_controls = settings.loader.train_on_controls == "yes"
     seen = np.flatnonzero(_targets(settings, store, with_controls=with_controls))
-    if not (groups.split == TRAIN).any():
+    if not (groups.split == TRAIN).any() and not (joined and len(seen)):
         raise RequestError(f"{store.path}: no perturbed cell is left for training; hold out less.")
-    named = zip(groups.perturbation[seen], groups.cell_type[seen], groups.batch[seen])
+    triples = zip(groups.perturbation[seen], groups.cell_type[seen], groups.batch[seen])
+    # Of joined stores many groups differ in the perturbation alone, which is not told.
+    named = dict.fromkeys((int(p), int(c), int(b)) for p, c, b in triples)
     best = settings.train.best_metric
     values = store.manifest["values"]
     # Counts that were recovered from log1p values: the file's own target sum may be another one.
@@ -160,6 +167,8 @@ def describe(
         tables=told.facts(),
         doses=told.doses,
         covariate_genes=0 if covariate_genes == len(store.genes) else covariate_genes,
+        sources=store.names if joined else [],
+        datasets={name: name for name in store.names} if joined else {},
     )
 
 

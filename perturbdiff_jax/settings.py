@@ -15,6 +15,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from perturbdiff_jax.data.simulate import SimulateOptions
+from perturbdiff_jax.data_options import DataOptions, HoldoutOptions
 from perturbdiff_jax.diffusion.objective import ObjectiveOptions
 from perturbdiff_jax.diffusion.samplers import SamplerOptions, timesteps
 from perturbdiff_jax.diffusion.schedule import Schedule
@@ -23,8 +24,6 @@ from perturbdiff_jax.models.mmdit import ModelOptions
 from perturbdiff_jax.optim import EmaOptions, OptimOptions
 from perturbdiff_jax.run_options import (
     CovariateOptions,
-    DataOptions,
-    HoldoutOptions,
     LoaderOptions,
     PredictOptions,
     ProfileSpan,
@@ -75,10 +74,25 @@ class Settings:
         if self.init_layers not in INIT_LAYERS:
             raise unknown("config.init_layers", self.init_layers, INIT_LAYERS)
         ProfileSpan.read(self.profile)
+        self._check_pretraining()
         if self.loader.sets_per_batch % self.train.accumulate:
             raise RequestError(
                 f"config.train.accumulate={self.train.accumulate}: must divide config.loader.sets_per_batch="
                 f"{self.loader.sets_per_batch}."
+            )
+
+    def _check_pretraining(self) -> None:
+        """Several sources are for marginal pretraining, which has no use for what needs perturbations."""
+        if not self.data.sources:
+            return
+        if self.model.use_perturbation != "no":
+            raise RequestError(
+                "config.data.sources is for marginal pretraining: set config.model.use_perturbation='no'.\n"
+                "One screen in several files or stores: config.data.input=A,B, or `perturbdiff prepare --merge`."
+            )
+        if self.train.best_metric == "pearson_delta":
+            raise RequestError(
+                "config.train.best_metric='pearson_delta': pretraining predicts no change; allowed are energy, r2."
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from perturbdiff_jax.checkpoint_folder import last_good
 from perturbdiff_jax.covariate_setup import encodings_of, tell
 from perturbdiff_jax.data.conditions import VALIDATION
 from perturbdiff_jax.data.loader import SetSource
-from perturbdiff_jax.data.storage.subset import without_held_out
+from perturbdiff_jax.data.loading.mixture import Mixture
+from perturbdiff_jax.data.storage.joined import JoinedStores
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import full_disk_told, shorten
 from perturbdiff_jax.finetuning.start import Start, covariate_genes
@@ -41,7 +42,8 @@ from perturbdiff_jax.telemetry.meter import Meter
 from perturbdiff_jax.telemetry.peaks import peak_flops
 from perturbdiff_jax.telemetry.run_log import RunLog
 from perturbdiff_jax.telemetry.trace import Trace
-from perturbdiff_jax.validation import SampledValidation
+from perturbdiff_jax.training_sets import training_sets
+from perturbdiff_jax.validation import SampledValidation, of_contexts, of_split
 
 
 def train_and_evaluate(config, workdir: str | Path) -> Path:
@@ -86,7 +88,9 @@ def train_and_evaluate(config, workdir: str | Path) -> Path:
         return processes.lead(lambda: predict_and_evaluate(settings, store, workdir, record))
 
 
-def train(settings: Settings, store: Store, workdir: Path, stop: Interruption | None = None) -> dict:
+def train(
+    settings: Settings, store: Store | JoinedStores, workdir: Path, stop: Interruption | None = None
+) -> dict:
     """Trains up to `train.steps`, from the latest checkpoint if there is one; returns facts for the record.
 
     `store` has the cells to train on (see run_setup.training_share).
@@ -94,16 +98,7 @@ def train(settings: Settings, store: Store, workdir: Path, stop: Interruption | 
     stop = stop or Interruption()
     mesh = sharding.make_mesh(settings.mesh)
     sharding.check_divisible(settings.loader.sets_per_batch, mesh, settings.train.accumulate)
-    sets = settings.loader.sets_per_batch
-    source = SetSource(
-        # A small share fits into memory where all cells that are held out may not.
-        store if settings.data.fraction == 1 else without_held_out(store),
-        split="train",
-        seed=settings.seed,
-        rows=sharding.rows_here(mesh, sets),
-        blocks=len(sharding.rows_here(mesh, sharding.runs_of(mesh))),
-        **settings.loader.source_options(jax.default_backend()),
-    )
+    source = training_sets(settings, store, mesh)
     told = tell(settings, store)
     inherited = covariate_genes(settings, workdir / "bundle")
     bundle = describe(settings, store, told, covariate_genes=inherited)
@@ -145,7 +140,8 @@ def train(settings: Settings, store: Store, workdir: Path, stop: Interruption | 
             print(f"Resuming at step {first:,} of {options.steps:,}.", flush=True)
         if first < options.steps and not recall.is_over(checkpoints.best_metric, options.patience):
             validation = make_validation(settings, store, model)
-            meter = make_meter(settings, model, mesh, facts)
+            per_cell = source.batcher.mixes_batches and settings.model.use_batch != "no"
+            meter = make_meter(settings, model, mesh, facts, codes_per_cell=per_cell)
             log = RunLog(workdir / "logs", first_step=first, writes=processes.leads())
             trace = Trace(ProfileSpan.read(settings.profile), workdir / "logs" / "profile")
             batches = placed(source, mesh, first, options.steps)
@@ -155,7 +151,7 @@ def train(settings: Settings, store: Store, workdir: Path, stop: Interruption | 
                 learning_rate=learning_rate(settings.optim, options.steps),
                 validate=lambda ema: validated(validation, gathered(ema, mesh)),
                 validation_name=f"{validation.split} ({len(validation)} conditions)",
-                groups_of=lambda step: groups_of(source, step),
+                groups_of=lambda step: groups_of(source, store, step),
                 checkpoints=checkpoints,
                 log=log,
                 meter=meter,
@@ -168,11 +164,13 @@ def train(settings: Settings, store: Store, workdir: Path, stop: Interruption | 
     return {"steps": done, **facts, "best_step": checkpoints.best_step()}
 
 
-def make_meter(settings: Settings, model, mesh: jax.sharding.Mesh, facts: dict) -> Meter:
+def make_meter(
+    settings: Settings, model, mesh: jax.sharding.Mesh, facts: dict, *, codes_per_cell: bool
+) -> Meter:
     """Measures speed against the devices' peak, which goes into `facts` with its source."""
     sets, cells = settings.loader.sets_per_batch, settings.loader.cells_per_set
-    per_cell = settings.loader.group_by == "pretraining"
-    flops = step_flops(model, settings.objective, sets=sets, cells=cells, codes_per_cell=per_cell)
+    shape = {"sets": sets, "cells": cells, "codes_per_cell": codes_per_cell}
+    flops = step_flops(model, settings.objective, **shape)
     peak, source = peak_flops(mesh.devices.flat, settings.model.dtype) or (None, "not known")
     facts["peak_flops"] = source
     return Meter(cells_per_step=sets * cells, flops_per_step=flops, peak_flops=peak)
@@ -183,9 +181,9 @@ def validated(validation: SampledValidation, weights: dict) -> dict[str, float]:
     return processes.told(lambda: validation(weights))
 
 
-def groups_of(source: SetSource, step: int) -> str:
+def groups_of(source: SetSource | Mixture, store: Store | JoinedStores, step: int) -> str:
     """Perturbation / cell type / batch of the sets of a step's batch, those of this process, for people."""
-    batch, store = source[step], source.store
+    batch = source[step]
     names = []
     for row in range(len(batch.perturbation)):
         batches = [store.batches[code] for code in np.unique(batch.batch[row])]
@@ -194,12 +192,11 @@ def groups_of(source: SetSource, step: int) -> str:
     return shorten(dict.fromkeys(names), most=4)
 
 
-def make_validation(settings: Settings, store: Store, model) -> SampledValidation:
-    """Sampled validation on the validation split; on training conditions, said aloud, when there is none."""
-    split = "validation"
-    if not (store.groups.split == VALIDATION).any():
-        split = "train"
-        print("No validation split: checkpoints are compared on training conditions.", flush=True)
+def make_validation(settings: Settings, store: Store | JoinedStores, model) -> SampledValidation:
+    """Sampled validation on the validation split; on training conditions, said aloud, when there is none.
+
+    Marginal pretraining of several sources is compared with contexts.
+    """
     walker = Walker(
         model,
         schedule=settings.schedule,
@@ -210,7 +207,11 @@ def make_validation(settings: Settings, store: Store, model) -> SampledValidatio
         seed=settings.seed,
         zero_control=settings.objective.drop_control == 1,
     )
-    options = settings.train
-    return SampledValidation(
-        store, walker, split=split, conditions=options.validation_conditions, cells=options.validation_cells
-    )
+    most = {"conditions": settings.train.validation_conditions, "cells": settings.train.validation_cells}
+    if isinstance(store, JoinedStores):
+        return of_contexts(store, walker, **most)
+    split = "validation"
+    if not (store.groups.split == VALIDATION).any():
+        split = "train"
+        print("No validation split: checkpoints are compared on training conditions.", flush=True)
+    return of_split(store, walker, split=split, **most)

@@ -8,10 +8,28 @@ from perturbdiff_jax.bundle import Bundle
 from perturbdiff_jax.errors import RequestError, shorten, unknown
 
 
-def batch_names(bundle: Bundle) -> dict[str, str]:
-    """Every way to name a batch -> its name in the vocabulary: the name itself, or the part behind its data set."""
-    short = {label: names[0] for label, names in _full_names(bundle).items() if len(names) == 1}
+def batch_names(bundle: Bundle, source: str | None = None) -> dict[str, str]:
+    """Every way to name a batch -> its name in the vocabulary: the name itself, or the part behind its data set.
+
+    Where batches of several data sets are called alike, that of `source`, a source or data set, is meant.
+
+    Raises:
+      RequestError: a source that the bundle does not have.
+    """
+    full = _full_names(bundle)
+    short = {label: names[0] for label, names in full.items() if len(names) == 1}
+    if source is not None:
+        named_source(bundle, source)
+        for label, names in full.items():
+            own = [name for name in names if source in _homes(bundle, name)]
+            short |= {label: own[0]} if len(own) == 1 else {}
     return short | {name: name for name in bundle.batches}
+
+
+def _homes(bundle: Bundle, batch: str) -> tuple[str, ...]:
+    """The data set and the source of a batch."""
+    dataset = dataset_of(bundle, batch)
+    return () if dataset is None else (dataset, bundle.datasets[dataset])
 
 
 def _full_names(bundle: Bundle) -> dict[str, list[str]]:
@@ -28,7 +46,9 @@ def unknown_batch(bundle: Bundle, label: str, where: str) -> RequestError:
     """Error for a batch that has no name here, or several."""
     several = _full_names(bundle).get(label, ())
     if len(several) > 1:
-        return RequestError(f"{where}: batch {label!r} may be any of {shorten(several)}; give the full name.")
+        return RequestError(
+            f"{where}: batch {label!r} may be any of {shorten(several)}; give the full name, or the source (--source)."
+        )
     return unknown("batch", label, batch_names(bundle), where)
 
 

@@ -8,9 +8,9 @@ import jax
 import pytest
 from tiny_run import ROOT, tiny_config
 
+from perturbdiff_jax.data_options import DataOptions, HoldoutOptions
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.models.mmdit import Denoiser
-from perturbdiff_jax.run_options import DataOptions, HoldoutOptions
 from perturbdiff_jax.run_record import check_same_run
 from perturbdiff_jax.settings import (
     Settings,

@@ -106,13 +106,17 @@ def run(args: argparse.Namespace) -> None:
     if args.split:
         from perturbdiff_jax.data.store import Store
         from perturbdiff_jax.prediction.controls import check_store, from_store
+        from perturbdiff_jax.prediction.zero_shot import in_words_of
 
         store = Store.open(args.store)
         check_store(store, model.bundle)
+        model = in_words_of(model, store)
         design = split_design(store, args.split)
         if args.cells_per_condition is not None:
             design = design.drop(columns="cells")
-        path = model.predict_design_to(args.output, design, from_store(store, model.bundle), **common)
+        path = model.predict_design_to(
+            args.output, design, from_store(store, model.bundle, source=args.source), **common
+        )
     else:
         design = read_design(args.design) if args.design else None
         names = None if args.design else split_names(args.perturbations, model.bundle.perturbations)

@@ -22,6 +22,11 @@ def fill(parser: argparse.ArgumentParser) -> None:
     add("--perturbation-key", metavar="K", help="obs column of the perturbation")
     add("--control", metavar="LABEL", help="label of unperturbed cells in that column")
     add(
+        "--unperturbed",
+        action="store_true",
+        help="no cell is perturbed: RNA-seq to pretrain on, without a screen",
+    )
+    add(
         "--cell-type-key",
         metavar="K",
         help="obs column of the cell type; without it all cells are of one type",
@@ -100,7 +105,8 @@ def _check_jobs(args: argparse.Namespace) -> None:
     if len(jobs) != 1:
         found = ", ".join(f"--{name}" for name in jobs) or "none"
         raise RequestError(f"prepare: give one of --input, --merge and --verify; given: {found}.")
-    needed = {"input": ("output", "perturbation_key", "control"), "merge": ("output",), "verify": ()}
+    screen = () if args.unperturbed else ("perturbation_key", "control")
+    needed = {"input": ("output", *screen), "merge": ("output",), "verify": ()}
     missing = [f"--{name.replace('_', '-')}" for name in needed[jobs[0]] if getattr(args, name) is None]
     if missing:
         raise RequestError(f"prepare: the following arguments are required: {', '.join(missing)}")
@@ -110,6 +116,8 @@ def _check_jobs(args: argparse.Namespace) -> None:
     for name in foreign:
         if getattr(args, name) is not None:
             raise RequestError(f"prepare: --{name.replace('_', '-')} has no meaning with --{jobs[0]}.")
+    if args.unperturbed and not args.input:
+        raise RequestError(f"prepare: --unperturbed has no meaning with --{jobs[0]}.")
     if args.memory < 1:
         raise RequestError("--memory: allowed is a size above 0.")
     if args.workers is not None and args.workers < 1:
@@ -121,7 +129,7 @@ def _rule(args: argparse.Namespace) -> dict | None:
     if not any(asked):
         return None
     # Only now: it brings jax along, which takes memory.
-    from perturbdiff_jax.run_options import HoldoutOptions
+    from perturbdiff_jax.data_options import HoldoutOptions
 
     rule = HoldoutOptions(
         fraction=args.holdout or 0.0,

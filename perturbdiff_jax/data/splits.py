@@ -61,7 +61,7 @@ def assign(
     where = str(split) if split is not None else "holdout"
     if info["source"] is not None and not np.isin(codes, (VALIDATION, TEST)).any():
         raise RequestError(f"{where}: holds out nothing: no group of the data is validation or test.")
-    if not (codes == TRAIN).any():
+    if not ((codes == TRAIN).any() or control.all()):
         raise RequestError(
             f"{where}: leaves no group for training; all {int((~control).sum())} are held out."
         )

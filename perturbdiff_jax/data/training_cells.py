@@ -7,6 +7,7 @@ import numpy as np
 from perturbdiff_jax.data.conditions import TRAIN
 from perturbdiff_jax.data.groups import Groups
 from perturbdiff_jax.data.storage.face import StoreFace
+from perturbdiff_jax.data.storage.joined import JoinedStores, is_screen
 from perturbdiff_jax.errors import RequestError, shorten
 
 
@@ -31,6 +32,22 @@ def target_groups(
     cells = np.bincount(of, weights=np.where(counted, groups.size, 0))
     wanted = trained | groups.is_control if with_controls else trained
     return wanted & (cells[of] >= min_cells)
+
+
+def targets_of(
+    store: StoreFace | JoinedStores, *, group_by: str, min_cells: int, with_controls: bool
+) -> np.ndarray:
+    """`target_groups` of a store, or of each source of joined ones as it is grouped; bool [its groups]."""
+    rule = {"min_cells": min_cells, "with_controls": with_controls}
+    if not isinstance(store, JoinedStores):
+        return target_groups(store.groups, group_by=group_by, **rule)
+    masks = [target_groups(one.groups, group_by=grouping_of(one, group_by), **rule) for one in store.stores]
+    return np.concatenate(masks)
+
+
+def grouping_of(source: StoreFace, group_by: str) -> str:
+    """How a source of joined stores is grouped: as asked, RNA-seq without perturbations by cell type (method 8)."""
+    return group_by if is_screen(source) else "pretraining"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

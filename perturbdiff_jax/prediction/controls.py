@@ -63,13 +63,15 @@ def check_store(store: Store, bundle: Bundle) -> None:
         )
 
 
-def from_store(store: Store, bundle: Bundle | None = None, *, named: bool = True) -> ControlCells:
-    """All control cells of a store; batches get the names that `bundle` has for them.
+def from_store(
+    store: Store, bundle: Bundle | None = None, *, source: str | None = None, named: bool = True
+) -> ControlCells:
+    """All control cells of a store; batches get the names that `bundle` has for them, those of `source` if given.
 
     Without `named` the cells' own names are not read, which takes a while for millions.
     """
     groups, cells, names = store.groups, {}, {}
-    known = batch_names(bundle) if bundle is not None else {}
+    known = batch_names(bundle, source) if bundle is not None else {}
     spelling = {}
     for g in np.flatnonzero(groups.is_control):
         label = store.batches[groups.batch[g]]
@@ -98,12 +100,14 @@ def from_anndata(
     total_key: str | None = None,
     gene_key: str | None = None,
     min_gene_overlap: float = 0.8,
+    dataset: str | None = None,
     echo: Callable[[str], None] = print,
 ) -> ControlCells:
     """Control cells of a user's file: raw counts or log1p-normalised; normalised and aligned to the bundle.
 
     When the file has the bundle's perturbation column, its cells under the control label are used; otherwise every
-    cell counts as a control cell. Genes are matched by name (the index of var, or its column `gene_key`).
+    cell counts as a control cell. Genes are matched by name (the index of var, or its column `gene_key`). `dataset`:
+    the source or data set whose batches are meant, where those of several are called alike.
 
     Raises:
       RequestError: missing file or column, unknown cell type or batch, wrong values, too few genes in common.
@@ -113,10 +117,10 @@ def from_anndata(
         rows = _control_rows(file, bundle, echo)
         kinds = _labels(file, rows, cell_type_key, bundle.cell_types, "cell type")
         given = _labels(file, rows, batch_key, bundle.batches, "batch")
-        _check_contexts(file, bundle, (kinds, cell_type_key), (given, batch_key))
+        batches = batch_names(bundle, dataset)
+        _check_contexts(file, bundle, (kinds, cell_type_key), (given, batch_key), batches)
         columns = _columns(file, bundle, gene_key, min_gene_overlap, echo)
         matrix = _expression(SomeRows(file, rows), bundle, total_key, echo)
-    batches = batch_names(bundle)
     places = np.array([batches[label] for label in given], dtype=object)
     picked = matrix.tocsc()[:, np.maximum(columns, 0)] @ sp.diags((columns >= 0).astype(np.float32))
     matrix = sp.csr_matrix(picked, dtype=np.float32)
@@ -133,7 +137,8 @@ def _control_rows(file: H5ad, bundle: Bundle, echo: Callable[[str], None]) -> np
     column = bundle.keys["perturbation"]
     if column not in file.columns:
         count = len(file.cells)
-        echo(f"{file.label}: no column {column!r}, so all {count:,} cells are taken as control cells.")
+        why = f"no column {column!r}" if column else "no perturbation was told to this network"
+        echo(f"{file.label}: {why}, so all {count:,} cells are taken as control cells.")
         return np.arange(count)
     labels = file.labels(column)
     rows = np.flatnonzero(labels == bundle.control)
@@ -157,11 +162,13 @@ def _labels(file: H5ad, rows: np.ndarray, key: str | None, known: list[str], kin
     return file.labels(key, flag=flag)[rows]
 
 
-def _check_contexts(file: H5ad, bundle: Bundle, cell_types: tuple, batches: tuple) -> None:
+def _check_contexts(
+    file: H5ad, bundle: Bundle, cell_types: tuple, batches: tuple, known: dict[str, str]
+) -> None:
     """Raises RequestError on the first name, (labels, column) each, that the bundle does not know."""
     for label in sorted(set(cell_types[0]) - set(bundle.cell_types)):
         raise unknown("cell type", label, bundle.cell_types, f"{file.label}, column {cell_types[1]!r}")
-    for label in sorted(set(batches[0]) - set(batch_names(bundle))):
+    for label in sorted(set(batches[0]) - set(known)):
         raise unknown_batch(bundle, label, f"{file.label}, column {batches[1]!r}")
 
 

@@ -84,10 +84,13 @@ def split_design(
     )
 
 
-def check_design(design: pd.DataFrame, bundle: Bundle, cells: int | None, draws: int) -> pd.DataFrame:
+def check_design(
+    design: pd.DataFrame, bundle: Bundle, cells: int | None, draws: int, source: str | None = None
+) -> pd.DataFrame:
     """Fills in what a design leaves open and checks every name against the bundle.
 
-    `cells` 0 afterwards means "as many as there are control cells".
+    `source`: whose batches are meant, where those of several are called alike. `cells` 0 afterwards means "as many as
+    there are control cells".
 
     Raises:
       RequestError: unknown name (with the closest), a number below 1, a condition that stands twice.
@@ -112,7 +115,7 @@ def check_design(design: pd.DataFrame, bundle: Bundle, cells: int | None, draws:
             row = int(np.argmax(design[column].isna())) + 1
             raise RequestError(f"{where}: column {column!r} has no value in row {row}.")
         design[column] = design[column].astype(str)
-        known = batch_names(bundle) if column == "batch" else dict.fromkeys(names)
+        known = batch_names(bundle, source) if column == "batch" else dict.fromkeys(names)
         for name in design[column].unique():
             if name not in known and column == "batch":
                 raise unknown_batch(bundle, name, where)
@@ -125,7 +128,7 @@ def check_design(design: pd.DataFrame, bundle: Bundle, cells: int | None, draws:
                 )
             if name not in known:
                 raise unknown(column.replace("_", " "), name, names, where)
-    design["batch"] = design["batch"].map(batch_names(bundle))  # from here on as in the vocabulary
+    design["batch"] = design["batch"].map(batch_names(bundle, source))  # from here on as in the vocabulary
     if (design["perturbation"] == bundle.control).any():
         raise RequestError(f"{where}: {bundle.control!r} is the control; it is given, not predicted.")
     design["cells"] = _whole_numbers(design, "cells", cells, 0, where)

@@ -109,9 +109,9 @@ class Predictor:
         """
         keys = {"cell_type_key": cell_type_key, "batch_key": batch_key, "total_key": total_key}
         reading = {**keys, "gene_key": gene_key, "min_gene_overlap": min_gene_overlap}
-        asked = {"cells_per_condition": cells_per_condition, "draws": draws, "echo": echo}
+        asked = {"cells_per_condition": cells_per_condition, "draws": draws, "source": source, "echo": echo}
         design, controls = self._read(adata, perturbations, design, reading, **asked)
-        asked |= {"draw_batches": draw_batches, "source": source, "sampler": sampler, "seed": seed}
+        asked |= {"draw_batches": draw_batches, "sampler": sampler, "seed": seed}
         return self.predict_design(design, controls, **asked)
 
     def predict_to(
@@ -123,6 +123,7 @@ class Predictor:
         design: pd.DataFrame | None = None,
         cells_per_condition: int | None = None,
         draws: int = 1,
+        source: str | None = None,
         echo: Callable[[str], None] = print,
         **options: Any,
     ) -> Path:
@@ -141,7 +142,7 @@ class Predictor:
           RunError: a full disk.
         """
         check_output(output)
-        asked = {"cells_per_condition": cells_per_condition, "draws": draws, "echo": echo}
+        asked = {"cells_per_condition": cells_per_condition, "draws": draws, "source": source, "echo": echo}
         reading = {name: options.pop(name) for name in READING if name in options}
         design, controls = self._read(adata, perturbations, design, reading, **asked)
         return self.predict_design_to(output, design, controls, **asked, **options)
@@ -195,7 +196,7 @@ class Predictor:
         samplers.timesteps(self.options.schedule, sampler)  # refuses an impossible walk before any work
         seed = run_settings.checked_seed(seed)
         known = extended(self, design)
-        design = check_design(design, known.bundle, cells_per_condition, draws)
+        design = check_design(design, known.bundle, cells_per_condition, draws, source)
         strangers = unseen(known, design["perturbation"], echo)
         if self.options.model.use_perturbation == "no":
             echo("This network was trained without looking at perturbations: all get the same population.")
@@ -234,6 +235,7 @@ class Predictor:
         *,
         cells_per_condition: int | None,
         draws: int,
+        source: str | None,
         echo: Callable[[str], None],
     ) -> tuple[pd.DataFrame, ControlCells]:
         """The design of what is asked for, and its control cells."""
@@ -242,8 +244,8 @@ class Predictor:
         perturbations = [perturbations] if isinstance(perturbations, str) else perturbations
         contexts = [(self.cell_types[0], self.batches[0])]  # names are checked before a large file is read
         asked = full_design(perturbations, contexts) if design is None else design
-        check_design(asked, extended(self, asked).bundle, cells_per_condition, draws)
-        controls = from_anndata(adata, self.bundle, echo=echo, **reading)
+        check_design(asked, extended(self, asked).bundle, cells_per_condition, draws, source)
+        controls = from_anndata(adata, self.bundle, dataset=source, echo=echo, **reading)
         if design is None:
             design = full_design(perturbations, list(controls.cells))
         return design, controls

@@ -59,11 +59,20 @@ def extended(model: "Predictor", design: pd.DataFrame) -> "Predictor":
     """
     asked = design["perturbation"].dropna().astype(str) if "perturbation" in design else ()
     new = [name for name in dict.fromkeys(asked) if name not in set(model.bundle.perturbations)]
+    if new and ignores_perturbations(model.bundle):
+        # Whatever it is called, no row of the network is asked for it.
+        bundle = dataclasses.replace(model.bundle, perturbations=[*model.bundle.perturbations, *new])
+        return dataclasses.replace(model, bundle=bundle)
     if not new or "perturbation" not in model.bundle.tables:
         return model
     bundle, params = _appended(model.bundle, model.params, model.path, new)
     network = build_model(bundle, model.options.model)
     return dataclasses.replace(model, bundle=bundle, params=params, model=network)
+
+
+def ignores_perturbations(bundle: Bundle) -> bool:
+    """Whether the network was never told a perturbation (marginal pretraining)."""
+    return bundle.settings.get("model", {}).get("use_perturbation") == "no"
 
 
 def _appended(bundle: Bundle, params: dict, path: Path, new: list[str]) -> tuple[Bundle, dict]:
@@ -156,7 +165,7 @@ def facts_of(found: list[Unseen]) -> dict[str, Any]:
 def _refuse_untold(bundle: Bundle, found: list[Unseen]) -> None:
     """Refuses what was never trained and has neither a vector nor trained parts."""
     allowed = bundle.settings.get("covariates", {}).get("allow_unknown", False)
-    if allowed or bundle.settings.get("model", {}).get("use_perturbation") == "no":
+    if allowed or ignores_perturbations(bundle):
         return
     lost = [one.name for one in found if not one.nearest and not one.parts]
     if lost:

@@ -100,7 +100,7 @@ def step_flops(
       objective: says whether there is an energy distance, how often a set conditions on a first estimate (one more
         evaluation without a derivative), and how often its control cells are zero.
       sets, cells: sets in the batch, over all devices, and cells in a set.
-      codes_per_cell: covariates differ between cells of a set (loader.group_by="pretraining").
+      codes_per_cell: covariates differ between cells of a set (batches, of sets that mix them).
     """
     products = network_products(model, sets=sets, cells=cells, codes_per_cell=codes_per_cell)
     shares = {"previous": objective.self_condition, "embed": 1 - objective.drop_control / 2}

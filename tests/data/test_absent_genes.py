@@ -139,7 +139,7 @@ def test_a_run_that_was_broken_off_goes_on_with_the_same_wish_only(
 
 
 def test_a_config_and_the_command_line_say_it_alike(build, save, listed, tmp_path, capsys):
-    from perturbdiff_jax.run_options import DataOptions, HoldoutOptions
+    from perturbdiff_jax.data_options import DataOptions, HoldoutOptions
 
     data = DataOptions(genes=listed, absent_genes="zero")
     assert data.prepare_options(HoldoutOptions(), seed=0, cells_per_set=8).absent_genes == "zero"

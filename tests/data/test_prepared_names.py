@@ -174,7 +174,7 @@ def test_a_changed_table_starts_a_run_again(build, save, table, tmp_path, monkey
 
 
 def test_the_words_of_the_command_and_of_a_config(build, save, table, tmp_path, capsys):
-    from perturbdiff_jax.run_options import DataOptions, HoldoutOptions
+    from perturbdiff_jax.data_options import DataOptions, HoldoutOptions
 
     data = DataOptions(gene_key="a", map="b", map_to="c")
     options = data.prepare_options(HoldoutOptions(), seed=0, cells_per_set=8)

@@ -17,7 +17,7 @@ from perturbdiff_jax.prediction.controls import check_store, from_store
 from perturbdiff_jax.prediction.design import split_design
 from perturbdiff_jax.run_setup import describe, open_store, settle, store_facts
 from perturbdiff_jax.settings import from_config
-from perturbdiff_jax.validation import SampledValidation
+from perturbdiff_jax.validation import of_split
 
 RULE = {"fraction": 0.4, "context": {"batch": "b2"}, "validation_fraction": 0.3, "seed": 1}
 
@@ -93,7 +93,7 @@ def test_validation(pair):
     def walker(params, requests):
         return ((request, request.controls[:, ::-1], None) for request in requests)
 
-    scores = [SampledValidation(s, walker, split="validation", conditions=9, cells=5)({}) for s in pair]
+    scores = [of_split(s, walker, split="validation", conditions=9, cells=5)({}) for s in pair]
     assert scores[0].keys() == scores[1].keys()
     for name, value in scores[0].items():
         np.testing.assert_allclose(scores[1][name], value, rtol=1e-4, err_msg=name, equal_nan=False)

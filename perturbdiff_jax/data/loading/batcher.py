@@ -24,7 +24,8 @@ SLACK = 0.02  # above what is expected: else every other batch would be just too
 class Batcher:
     """Turns draws of one store into batches. Safe to use from several threads.
 
-    Attributes: form ("packed" or "dense", see loading/blocks.py), divisor, runs (D).
+    Attributes: form ("packed" or "dense", see loading/blocks.py), divisor, runs (D), mixes_batches (every cell of a set
+    brings a batch code of its own).
     """
 
     def __init__(self, store, form: str, divisor: float, pairing: str = "random", blocks: int = 1):
@@ -37,7 +38,7 @@ class Batcher:
         self._match = find_pairing(pairing) is matched
         self._per_cell = store.nnz / store.n_cells
         # Groups without a batch of their own hold cells of several: then every cell brings its code.
-        self._mixes_batches = bool((np.asarray(store.groups.batch) < 0).any())
+        self.mixes_batches = bool((np.asarray(store.groups.batch) < 0).any())
 
     def block(self, raw: RawCells) -> Block:
         """Cells as this batcher wants to have them in memory."""
@@ -61,7 +62,7 @@ class Batcher:
     def _codes(self, draw) -> list[np.ndarray]:
         groups = self._store.groups
         codes = [np.asarray(getattr(groups, name)[draw.group], np.int32) for name in CODES]
-        if self._mixes_batches:
+        if self.mixes_batches:
             cells = draw.cells
             codes[2] = self._store.batch_codes(cells.reshape(-1)).reshape(cells.shape).astype(np.int32)
         return codes

@@ -122,13 +122,16 @@ def read_labels(inputs: Sequence[str | pathlib.Path], options: PrepareOptions) -
     """
     parts = [_read_file(path, options) for path in inputs]
     labels = _joined(parts, options)
+    if options.unperturbed:
+        return labels
     where = f"{shorten(labels.files, 3)}, column {options.perturbation_key!r}"
     names = labels.perturbation.names
     if options.control not in names:
         raise unknown("control label", options.control, names, where)
     if len(names) == 1:
         raise RequestError(
-            f"{where}: every cell is a control ({options.control!r}); perturbed cells are needed."
+            f"{where}: every cell is a control ({options.control!r}); perturbed cells are needed.\n"
+            "Cells to pretrain on, without a screen: --unperturbed."
         )
     counts = np.bincount(labels.perturbation.codes, minlength=len(names))
     single = [name for name, count in zip(names, counts.tolist(), strict=True) if count == 1]
@@ -150,7 +153,9 @@ def _read_file(path: str | pathlib.Path, options: PrepareOptions) -> dict:
         found["gene_names"] = file.genes
         if options.gene_key is not None:
             found["gene_names"] = file.gene_labels(options.gene_key, flag="--gene-key")
-        found["perturbation"] = file.codes(options.perturbation_key, flag="--perturbation-key")
+        found["perturbation"] = (only[0], [options.control])
+        if options.perturbation_key is not None:
+            found["perturbation"] = file.codes(options.perturbation_key, flag="--perturbation-key")
         for role, flag in (("cell_type", "--cell-type-key"), ("batch", "--batch-key")):
             key = getattr(options, f"{role}_key")
             found[role] = file.codes(key, flag=flag) if key else only

@@ -28,7 +28,9 @@ def processors() -> int:
 class PrepareOptions:
     """What `prepare` is asked for; the command line's options under the same names.
 
-    `holdout` is splits.hold_out's rule, {"fraction", "context", "validation_fraction", "seed"}. Of hvg, genes
+    `unperturbed`: no cell is perturbed (RNA-seq to pretrain on); there is no perturbation key, and all cells are
+    control cells, under the label `control`. `holdout` is splits.hold_out's rule,
+    {"fraction", "context", "validation_fraction", "seed"}. Of hvg, genes
     and all_genes the later ones win: `all_genes`, then `genes`, then `hvg`. hvg None means all genes. `absent_genes`
     says what becomes of listed genes that no file has: "drop" leaves them out, "zero" keeps the whole list in its
     order, with empty columns that the manifest marks as not measured. `gene_key` is the column of var with the gene
@@ -39,8 +41,9 @@ class PrepareOptions:
     system's) first. Memory and workers do not change the store.
     """
 
-    perturbation_key: str
-    control: str
+    perturbation_key: str | None = None
+    control: str = "control"
+    unperturbed: bool = False
     cell_type_key: str | None = None
     batch_key: str | None = None
     dose_key: str | None = None
@@ -109,6 +112,13 @@ def check_options(inputs: Sequence[str | pathlib.Path], options: PrepareOptions)
         raise RequestError(
             "--absent-genes zero is about the genes of a list: give --genes LIST (no --all-genes)."
         )
+    if options.unperturbed == (options.perturbation_key is not None):
+        raise RequestError(
+            "--perturbation-key and --unperturbed: give one of them, the obs column of the perturbation, or that no "
+            "cell is perturbed."
+        )
+    if options.unperturbed and (options.dose_key or options.split or options.holdout):
+        raise RequestError("--unperturbed: cells without perturbations have no doses, and none is held out.")
     if options.seed < 0:
         raise RequestError(f"seed {options.seed}: allowed is 0 or more.")
     keys = [options.perturbation_key, options.cell_type_key, options.batch_key, options.dose_key]
