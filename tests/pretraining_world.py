@@ -11,7 +11,7 @@ GENES = 40
 
 def write_sources(folder: Path) -> dict[str, str]:
     """Source -> its store: batches B1 and B2 in both, cell types T1, T2 and, in the RNA-seq alone, T3."""
-    options = {"genes": GENES, "programs": 4, "library_size": 80.0, "seed": 3}
+    options = {"genes": GENES, "programs": 4, "library_size": 20.0, "seed": 3}
     screen = SimulateOptions(
         cell_types=2, batches=2, perturbations=6, cells_per_group=16, controls_per_context=24, **options
     )
@@ -51,7 +51,7 @@ def pretraining_config(stores: dict[str, str]):
     config.model.use_perturbation = "no"
     config.objective.drop_control = 1.0
     config.loader.train_on_controls = "yes"
-    config.loader.cells_per_set, config.loader.sets_per_batch = 8, 4
+    config.loader.cells_per_set, config.loader.sets_per_batch = 8, 8
     config.sampler.steps, config.sampler.start = 2, 100
     config.train.steps, config.train.validate_every, config.train.log_every = 8, 4, 4
     config.train.validation_cells, config.train.validation_conditions = 8, 6

@@ -52,6 +52,15 @@ def test_without_cell_type_and_batch(adata, save, tmp_path):
     assert len(store.groups) == 4
 
 
+def test_cells_without_a_screen(adata, save, tmp_path):
+    del adata.obs["pert"]
+    store, said = run(save(adata), tmp_path / "s", perturbation_key=None, unperturbed=True)
+    assert store.perturbations == ["control"] and store.manifest["keys"]["perturbation"] is None
+    assert store.groups.is_control.all() and store.n_cells == adata.n_obs and "control" in said
+    contexts = adata.obs[["kind", "donor"]].drop_duplicates()
+    assert len(store.groups) == len(contexts) and "pert" not in store.obs
+
+
 def test_genes_are_chosen_without_looking_at_held_out_cells(build, save, tmp_path):
     data = build(cells=20, genes=200)
     split = tmp_path / "s.json"

@@ -48,6 +48,8 @@ def test_defaults():
         ([], "one of --input, --merge and --verify; given: none"),
         (["--input", "a.h5ad", "--verify", "s"], "given: --input, --verify"),
         (["--input", "a.h5ad", "--output", "s"], "required: --perturbation-key, --control"),
+        (["--input", "a.h5ad", "--unperturbed"], "required: --output"),
+        (["--merge", "a", "--output", "s", "--unperturbed"], "--unperturbed has no meaning with --merge"),
         (["--merge", "a"], "required: --output"),
         (["--verify", "s", "--output", "t"], "--output has no meaning with --verify"),
         (["--verify", "s", "--workers", "0"], "--workers 0"),

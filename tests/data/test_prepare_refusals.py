@@ -23,6 +23,9 @@ from prepare_runs import refusal
         ({"target_sum": 0.0}, ["--target-sum"]),
         ({"genes": "none.txt"}, ["none.txt", "no such file"]),
         ({"split": "none.json"}, ["none.json", "no such file"]),
+        ({"unperturbed": True}, ["--perturbation-key", "--unperturbed", "one of them"]),
+        ({"perturbation_key": None}, ["--perturbation-key", "--unperturbed", "one of them"]),
+        ({"perturbation_key": None, "unperturbed": True, "holdout": {"fraction": 0.3}}, ["none is held out"]),
         ({"holdout": {"fraction": 0.3, "context": {"batch": "b4"}}}, ["'b4'", "'donor'"]),
     ],
 )
@@ -42,7 +45,8 @@ def test_wrong_files(adata, save, tmp_path):
     message = refusal(save(lonely, "lonely.h5ad"), output)
     assert "lonely.h5ad" in message and "'pert'" in message and "one cell: P1" in message
     lonely.obs["pert"] = "control"
-    assert "every cell is a control" in refusal(save(lonely, "controls.h5ad"), output)
+    message = refusal(save(lonely, "controls.h5ad"), output)
+    assert "every cell is a control" in message and "--unperturbed" in message
     broken = adata.copy()
     broken.X = broken.X.toarray()
     broken.X[5, 3] = np.nan

@@ -22,6 +22,10 @@ from perturbdiff_jax.errors import RequestError
 
 PERIOD = 1024
 ROLES = ("perturbation", "cell_type", "batch")
+HINTS = {
+    "genes": "\nPrepare all with one --genes list and --absent-genes zero.",
+    "kinds of stored values": "\nAllowed: config.loader.densify=host, which makes all of them matrices on the host.",
+}
 
 
 class Mixture:
@@ -177,9 +181,7 @@ def _check_alike(sources: list[SetSource], sets_per_batch: int) -> None:
     for source in sources:
         for name, value in facts(source).items():
             if value != first[name]:
-                hint = (
-                    "\nPrepare all with one --genes list and --absent-genes zero." if name == "genes" else ""
-                )
+                hint = HINTS.get(name, "")
                 raise RequestError(
                     f"{source.store.path}: its {name} differ from those of {sources[0].store.path}; "
                     f"sources can be mixed only if they agree.{hint}"
