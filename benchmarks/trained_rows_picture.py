@@ -1,0 +1,81 @@
+"""Pictures of low_data.py and ablation.py: scores against the share of training cells, and learning curves."""
+
+from pathlib import Path
+
+from trained_rows import Row
+
+from perturbdiff_jax.evaluation.metrics import LOWER_IS_BETTER
+from perturbdiff_jax.evaluation.page.drawing import INK, canvas
+
+COLORS = ("#2b6cb0", "#b3261e", "#9a6a00", "#3f7d4e", "#6b4fa0", "#59636d")
+LABELS = {
+    "energy": "energy distance",
+    "r2": "R2 of mean expression",
+    "pearson_delta": "Pearson delta",
+    "discrimination_score_l1": "discrimination (l1)",
+}
+
+
+def draw_shares(rows: list[Row], metrics: tuple[str, ...], path: Path) -> None:
+    """A panel for each metric: mean and interval of each kind of row against the share of training cells."""
+    names = list(dict.fromkeys(row.name for row in rows))
+    with canvas((3.3 * len(metrics), 3.4)) as (figure, first):
+        first.remove()
+        panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+        for axes, metric in zip(panels, metrics):
+            for number, name in enumerate(names):
+                _line(
+                    axes,
+                    [row for row in rows if row.name == name],
+                    metric,
+                    COLORS[number % len(COLORS)],
+                    number,
+                )
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+            axes.xaxis.set_minor_formatter("")
+            axes.set_xticks(sorted({row.fraction for row in rows if row.fraction}))
+            axes.set_title(LABELS.get(metric, metric), fontsize=9, color=INK, loc="left")
+            axes.set_xlabel("share of the training cells")
+            axes.set_ylabel(
+                "lower is better" if metric in LOWER_IS_BETTER else "higher is better", fontsize=8
+            )
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+        figure.savefig(path, dpi=130, facecolor="white")
+
+
+def _line(axes, rows: list[Row], metric: str, color: str, number: int) -> None:
+    if len(rows) == 1 and not rows[0].fraction:  # a model that no share of the cells has trained
+        axes.axhline(rows[0].scores[metric]["mean"], color=color, ls="--", lw=1.0, label=rows[0].name)
+        return
+    # Side by side, so that intervals can be told apart.
+    at = [row.fraction * 1.06**number for row in rows]
+    values = [row.scores[metric] for row in rows]
+    for x, value in zip(at, values):
+        axes.plot([x, x], [value["low"], value["high"]], color=color, alpha=0.45, lw=1.6)
+    axes.plot(at, [value["mean"] for value in values], "o-", color=color, ms=4, label=rows[0].name)
+
+
+def draw_curves(rows: list[Row], metric: str, path: Path) -> None:
+    """A panel for each share: validation score against the step, a thin line for each seed."""
+    shares = sorted({row.fraction for row in rows if row.curves})
+    with canvas((3.3 * len(shares), 3.2)) as (figure, first):
+        first.remove()
+        panels = figure.subplots(1, len(shares), squeeze=False, sharey=True)[0]
+        names = list(dict.fromkeys(row.name for row in rows if row.curves))
+        for axes, share in zip(panels, shares):
+            for row in rows:
+                if row.fraction != share:
+                    continue
+                color = COLORS[names.index(row.name) % len(COLORS)]
+                for seed, curve in enumerate(row.curves):
+                    axes.plot(
+                        *zip(*curve), color=color, lw=1.1, alpha=0.8, label=row.name if not seed else None
+                    )
+            axes.set_title(f"{100 * share:g} % of the cells", fontsize=9, color=INK, loc="left")
+            axes.set_xlabel("step")
+        panels[0].set_ylabel(f"validation: {LABELS.get(metric, metric)}")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+        figure.savefig(path, dpi=130, facecolor="white")
