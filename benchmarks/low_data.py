@@ -32,7 +32,7 @@ from trained_rows import (
 from trained_rows_picture import draw_curves, draw_shares
 
 from perturbdiff_jax.run_record import write_json
-from perturbdiff_jax.run_setup import open_store
+from perturbdiff_jax.run_store import open_store
 from perturbdiff_jax.settings import from_config
 
 PICTURED = ("pearson_delta", "energy", "r2", "discrimination_score_l1")

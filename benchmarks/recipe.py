@@ -18,7 +18,7 @@ from perturbdiff_jax.predict import load
 from perturbdiff_jax.prediction.controls import from_store
 from perturbdiff_jax.prediction.design import split_design
 from perturbdiff_jax.run_record import write_json
-from perturbdiff_jax.run_setup import open_store
+from perturbdiff_jax.run_store import open_store
 from perturbdiff_jax.settings import from_config
 from perturbdiff_jax.train import train_and_evaluate
 

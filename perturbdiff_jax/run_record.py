@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +56,8 @@ def check_same_run(workdir: Path, settings: Settings) -> None:
     if (workdir / "bundle" / "bundle.json").exists():
         binding = list(asked)
     else:
-        binding = [name for name in asked if (workdir / "store").exists() and name in STORE_SECTIONS]
+        has_store = (workdir / "store").exists() or (workdir / "stores").exists()
+        binding = [name for name in asked if has_store and name in STORE_SECTIONS]
     before = _filled(_read(file), Settings().to_dict()) if binding and file.exists() else asked
     if len(binding) == len(STORE_SECTIONS):
         before = _same_store(before, asked)
@@ -82,7 +84,7 @@ def _same_store(before: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]
 
 @contextlib.contextmanager
 def taken_back_if_refused(workdir: Path, *files: str) -> Iterator[None]:
-    """Removes the work directory, with nothing but `files` in it, when the request turns out to be wrong.
+    """Removes the work directory, with nothing but `files` (or folders) in it, when the request turns out to be wrong.
 
     One that was there before stays as it is.
     """
@@ -92,7 +94,10 @@ def taken_back_if_refused(workdir: Path, *files: str) -> Iterator[None]:
     except RequestError:
         if new and workdir.is_dir():
             for name in files:
-                (workdir / name).unlink(missing_ok=True)
+                if (workdir / name).is_dir():
+                    shutil.rmtree(workdir / name, ignore_errors=True)
+                else:
+                    (workdir / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # something else is in it by now: not ours to remove
                 workdir.rmdir()
         raise

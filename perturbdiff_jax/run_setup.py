@@ -1,8 +1,7 @@
-"""What a run is made of before its first step: the store, the settled settings, the facts of its bundle."""
+"""What a run is made of before its first step: the settled settings, the facts of its bundle."""
 
 import dataclasses
 import math
-from pathlib import Path
 
 import numpy as np
 
@@ -11,59 +10,16 @@ from perturbdiff_jax.covariate_setup import Told, tell
 from perturbdiff_jax.data.conditions import TEST, TRAIN, VALIDATION
 from perturbdiff_jax.data.embeddings.registry import ONEHOT, parts_of
 from perturbdiff_jax.data.loading.index import index_sets
-from perturbdiff_jax.data.low_data import low_data
-from perturbdiff_jax.data.prepare import prepare
-from perturbdiff_jax.data.simulate import CONTROL, write_simulated
 from perturbdiff_jax.data.storage.joined import JoinedStores
 from perturbdiff_jax.data.storage.measured import mask_text
 from perturbdiff_jax.data.storage.view import regroup
 from perturbdiff_jax.data.store import Store
-from perturbdiff_jax.data.training_cells import KeptCells, grouping_of, kept_cells_of, targets_of
+from perturbdiff_jax.data.training_cells import grouping_of, targets_of
 from perturbdiff_jax.errors import RequestError, shorten
 from perturbdiff_jax.run_options import BEST_METRICS, TrainOptions
 from perturbdiff_jax.settings import Settings
 
 LARGEST_LOGNORM = 14.0  # cap of predictions where the total of a cell is not known
-
-
-def open_store(settings: Settings, workdir: Path) -> Store | JoinedStores:
-    """The store of a run: the one named, or one prepared below the work directory from h5ad files or simulation.
-
-    Of several sources (config.data.sources), all side by side.
-    """
-    data = settings.data
-    if data.sources:
-        return JoinedStores({name: Store.open(path) for name, path in data.source_stores().items()})
-    if data.store:
-        return Store.open(data.store)
-    path = workdir / "store"
-    if path.exists():
-        return Store.open(path)
-    inputs = [name.strip() for name in data.input.split(",") if name.strip()]
-    if not inputs:
-        simulated = workdir / "simulated.h5ad"
-        # Drawn anew even if a file is there: it may be from a run with other settings that got no further.
-        print("Simulating a perturbation screen (no config.data.input was given).", flush=True)
-        write_simulated(settings.simulate, simulated)
-        inputs = [str(simulated)]
-        data = dataclasses.replace(data, control=CONTROL)
-    options = data.prepare_options(
-        settings.holdout, seed=settings.seed, cells_per_set=settings.loader.cells_per_set
-    )
-    return prepare(inputs, path, options)
-
-
-def training_share(settings: Settings, store: Store) -> tuple[Store, KeptCells | None]:
-    """The store with the training cells that `data.fraction` leaves, and an account of them (None: all).
-
-    Raises RequestError when a perturbation is left without cells that can be used.
-    """
-    data, loader = settings.data, settings.loader
-    if data.fraction == 1:
-        return store, None
-    share = low_data(store, fraction=data.fraction, seed=data.fraction_seed)
-    rule = {"group_by": loader.group_by, "min_cells": loader.min_cells}
-    return share, kept_cells_of(store, share, fraction=data.fraction, **rule)
 
 
 def settle(settings: Settings, store: Store) -> Settings:
@@ -170,18 +126,3 @@ def describe(
         sources=store.names if joined else [],
         datasets={name: name for name in store.names} if joined else {},
     )
-
-
-def store_facts(store: Store) -> dict:
-    """What the run record and the report say about the cells."""
-    manifest = store.manifest
-    return {
-        "name": ", ".join(Path(s["path"]).name for s in manifest["sources"]),
-        "path": str(store.path),
-        "cells": store.n_cells,
-        "genes": len(store.genes),
-        "perturbations": len(store.perturbations) - 1,
-        "cell_types": len(store.cell_types),
-        "batches": len(store.batches),
-        "split": manifest["split"],
-    }

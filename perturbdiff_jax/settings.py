@@ -81,13 +81,20 @@ class Settings:
                 f"{self.loader.sets_per_batch}."
             )
 
+    @property
+    def has_several_sources(self) -> bool:
+        """Whether the run trains on several stores, named or simulated."""
+        simulated = self.simulate.form == "sources" and not (self.data.store or self.data.input)
+        return bool(self.data.sources) or simulated
+
     def _check_pretraining(self) -> None:
         """Several sources are for marginal pretraining, which has no use for what needs perturbations."""
-        if not self.data.sources:
+        if not self.has_several_sources:
             return
         if self.model.use_perturbation != "no":
             raise RequestError(
-                "config.data.sources is for marginal pretraining: set config.model.use_perturbation='no'.\n"
+                "Several sources (config.data.sources, simulate.form=sources) are for marginal pretraining: set "
+                "config.model.use_perturbation='no'.\n"
                 "One screen in several files or stores: config.data.input=A,B, or `perturbdiff prepare --merge`."
             )
         if self.train.best_metric == "pearson_delta":

@@ -33,7 +33,8 @@ from perturbdiff_jax.prediction.population import Walker
 from perturbdiff_jax.run_lock import RunLock
 from perturbdiff_jax.run_options import ProfileSpan
 from perturbdiff_jax.run_record import RunRecord, check_same_run, taken_back_if_refused
-from perturbdiff_jax.run_setup import describe, open_store, settle, store_facts, training_share
+from perturbdiff_jax.run_setup import describe, settle
+from perturbdiff_jax.run_store import MADE_BEFORE, open_store, store_facts, training_share
 from perturbdiff_jax.settings import Settings, from_config
 from perturbdiff_jax.state import count_parameters
 from perturbdiff_jax.step import StepParts, compile_step, initial_state
@@ -64,7 +65,7 @@ def train_and_evaluate(config, workdir: str | Path) -> Path:
         held.enter_context(full_disk_told(workdir, lambda: last_good(workdir / "bundle")))
 
         def begin() -> None:
-            with taken_back_if_refused(workdir, ".lock", "config.json", "simulated.h5ad"):
+            with taken_back_if_refused(workdir, ".lock", "config.json", *MADE_BEFORE):
                 held.enter_context(RunLock(workdir))
                 check_same_run(workdir, settings)
                 # A file that will not do is refused before hours are spent on a store.

@@ -13,7 +13,8 @@ from perturbdiff_jax.covariate_tables import stored_encoding
 from perturbdiff_jax.data.conditions import TEST
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.optim import optimizer
-from perturbdiff_jax.run_setup import describe, open_store
+from perturbdiff_jax.run_setup import describe
+from perturbdiff_jax.run_store import open_store
 from perturbdiff_jax.settings import from_config
 from perturbdiff_jax.state import create_state, init_params
 

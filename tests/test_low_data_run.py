@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 from tiny_run import EVERY, FLAGS, QUICKSTART, STEPS, Finished, flags, said, tiny_config
 
-from perturbdiff_jax import cli, main, train, validation
+from perturbdiff_jax import cli, main, train, training_sets, validation
 from perturbdiff_jax.data.low_data import low_data
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.run_record import check_same_run
-from perturbdiff_jax.run_setup import describe, open_store, settle, training_share
+from perturbdiff_jax.run_setup import describe, settle
+from perturbdiff_jax.run_store import open_store, training_share
 from perturbdiff_jax.settings import from_config
 
 SHARE = {"data__fraction": 0.2}
@@ -152,8 +153,10 @@ def test_a_resumed_run_is_the_unbroken_one(low, tmp_path, monkeypatch, capsys):
     settings = from_config(tiny_config(**SHARE))
     share, _ = training_share(settings, store)
     settings = settle(settings, share)
-    drawn_from, whole = [], train.SetSource
-    monkeypatch.setattr(train, "SetSource", lambda cells, **k: drawn_from.append(cells) or whole(cells, **k))
+    drawn_from, whole = [], training_sets.SetSource
+    monkeypatch.setattr(
+        training_sets, "SetSource", lambda cells, **k: drawn_from.append(cells) or whole(cells, **k)
+    )
     train.train(settings, share, tmp_path / "run")
     assert {set(cells.groups.split.tolist()) == {0, 3} for cells in drawn_from} == {True}
     assert f"Resuming at step {EVERY} of {STEPS}." in capsys.readouterr().out

@@ -17,7 +17,8 @@ from perturbdiff_jax.data.prepare import PrepareOptions, prepare
 from perturbdiff_jax.data.storage.joined import JoinedStores
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import RequestError
-from perturbdiff_jax.run_setup import open_store, settle
+from perturbdiff_jax.run_setup import settle
+from perturbdiff_jax.run_store import open_store
 from perturbdiff_jax.settings import from_config
 from perturbdiff_jax.train import train_and_evaluate
 from perturbdiff_jax.training_sets import shares_by_cells, training_sets

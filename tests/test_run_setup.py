@@ -7,7 +7,8 @@ from tiny_run import tiny_config
 from perturbdiff_jax.data.storage.measured import mask_of
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import RequestError
-from perturbdiff_jax.run_setup import describe, open_store, settle
+from perturbdiff_jax.run_setup import describe, settle
+from perturbdiff_jax.run_store import open_store
 from perturbdiff_jax.settings import from_config
 
 

@@ -12,7 +12,8 @@ The model, for cell i of (cell type c, batch b, perturbation p) and gene g:
     rate_ig  = share of exp(base[c, g] + shift[b, g] + z_i . loading[:, g])
     count_ig ~ NegativeBinomial(mean = library_i * rate_ig, dispersion_g), then dropout exp(-decay * mean)
 
-It must not know the store, the split or the model: it writes an ordinary h5ad like any user's.
+It must not know the store, the split or the model: it writes an ordinary h5ad like any user's. The paper's data sets
+in small are drawn from the same functions in simulated/.
 """
 
 import dataclasses
@@ -24,15 +25,18 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from perturbdiff_jax.errors import RequestError
+from perturbdiff_jax.errors import RequestError, unknown
 
 CONTROL = "control"
+# What is simulated: this file's screen, one of the paper's four data sets in small, or all four (simulated/forms.py).
+FORMS = ("screen", "cytokines", "drugs", "genes", "rna", "sources")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SimulateOptions:
     """Size and strength of the simulated screen; the defaults are the quickstart's world."""
 
+    form: str = "screen"
     cell_types: int = 3
     batches: int = 4
     perturbations: int = 24
@@ -46,7 +50,9 @@ class SimulateOptions:
     seed: int = 0
 
     def __post_init__(self):
-        """Refuses sizes that make no screen."""
+        """Refuses unknown forms and sizes that make no screen."""
+        if self.form not in FORMS:
+            raise unknown("simulate.form", self.form, FORMS)
         for name in ("cell_types", "batches", "perturbations", "genes", "programs", "cells_per_group"):
             if getattr(self, name) < 1:
                 raise RequestError(f"simulate.{name}={getattr(self, name)}: must be at least 1.")
@@ -58,7 +64,7 @@ class SimulateOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-    """What the simulator knows: expected shares of expression before sampling noise.
+    """Expected shares of expression before sampling noise.
 
     Attributes:
       rate: [C, N, P + 1, G] float64, expected share of each gene for a fully responding cell without program
@@ -74,7 +80,7 @@ class Truth:
     drive: np.ndarray
 
 
-def _programs(rng: np.random.Generator, options: SimulateOptions) -> np.ndarray:
+def draw_loading(rng: np.random.Generator, options: SimulateOptions) -> np.ndarray:
     """Sparse signed loadings [K, G]: each program moves about 6 % of the genes, three quarters of them upwards."""
     shape = (options.programs, options.genes)
     member = rng.random(shape) < 0.06
@@ -82,17 +88,19 @@ def _programs(rng: np.random.Generator, options: SimulateOptions) -> np.ndarray:
     return member * sign * rng.lognormal(np.log(1.4), 0.3, shape)
 
 
-def _responses(rng: np.random.Generator, options: SimulateOptions) -> tuple[np.ndarray, np.ndarray]:
-    """Program activities R [C, N, P, K] (drive of the perturbation, wiring of the cell type, bend of the batch), and
-    the drive [P, K].
-    """
-    c, n, p, k = options.cell_types, options.batches, options.perturbations, options.programs
-    # Each perturbation drives two or three programs; strengths spread so that some conditions are weak.
+def draw_drive(rng: np.random.Generator, options: SimulateOptions) -> np.ndarray:
+    """How much each perturbation drives each program [P, K]: two or three programs, some perturbations weakly."""
+    p, k = options.perturbations, options.programs
     drive = np.zeros((p, k))
     for row in range(p):
         chosen = rng.choice(k, size=min(k, int(rng.integers(2, 4))), replace=False)
         drive[row, chosen] = rng.choice([-1.0, 1.0], size=len(chosen), p=[0.3, 0.7])
-    drive *= rng.lognormal(0.0, 0.4, (p, 1))
+    return drive * rng.lognormal(0.0, 0.4, (p, 1))
+
+
+def draw_responses(rng: np.random.Generator, options: SimulateOptions, drive: np.ndarray) -> np.ndarray:
+    """Program activities R [C, N, P, K]: drive of the perturbation, wiring of the cell type, bend of the batch."""
+    c, n, k = options.cell_types, options.batches, options.programs
     # A cell type lacks some receptors (gate 0), differs in sensitivity, and routes part of a signal elsewhere.
     gate = (rng.random((c, k)) < 0.75) * rng.lognormal(0.0, 0.3, (c, k))
     route = rng.normal(0.0, 1.0, (c, k, k)) * (rng.random((c, k, k)) < 1.5 / k) * 0.7
@@ -103,10 +111,10 @@ def _responses(rng: np.random.Generator, options: SimulateOptions) -> tuple[np.n
     knee = 1.0 + options.hidden * rng.uniform(0.0, 2.0, n)
     bent = scale[None, :, None, None] * bend[None, :, None, :] * wired[:, None]
     saturated = bent / (1.0 + np.abs(bent) / (2.5 * knee[None, :, None, None]))
-    return options.effect * saturated, drive
+    return options.effect * saturated
 
 
-def _shares(log_rate: np.ndarray) -> np.ndarray:
+def shares(log_rate: np.ndarray) -> np.ndarray:
     """Turns log rates [..., G] into shares that sum to 1 over genes."""
     rate = np.exp(log_rate - log_rate.max(axis=-1, keepdims=True))
     return rate / rate.sum(axis=-1, keepdims=True)
@@ -122,14 +130,13 @@ def _group_counts(
     cells: int,
 ) -> np.ndarray:
     """Raw counts [cells, G] of one group; `response` None for control cells."""
-    k = loading.shape[0]
-    activity = rng.normal(0.0, 0.25, (cells, k))
+    activity = rng.normal(0.0, 0.25, (cells, loading.shape[0]))
     if response is not None:
         # About one cell in eight ignores the perturbation, the others respond to a varying degree.
         degree = rng.beta(6.0, 1.5, cells) * (rng.random(cells) > 0.12)
         activity = activity + degree[:, None] * response
-    mean = _shares(log_base + activity @ loading) * rng.lognormal(np.log(depth), 0.35, (cells, 1))
-    shape = 1.0 / dispersion
+    mean = shares(log_base + activity @ loading) * rng.lognormal(np.log(depth), 0.35, (cells, 1))
+    shape = 1 / dispersion
     counts = rng.poisson(rng.gamma(shape, mean / shape))
     kept = rng.random(counts.shape) > 0.3 * np.exp(-1.5 * mean)
     counts = counts * kept
@@ -139,64 +146,105 @@ def _group_counts(
     return counts
 
 
-def simulate(options: SimulateOptions) -> tuple[anndata.AnnData, Truth]:
-    """Draws the screen; the same options give the same cells.
+@dataclasses.dataclass(frozen=True)
+class Population:
+    """What cells are drawn from, with the names that they get.
 
-    Returns:
-      An AnnData with X = raw counts (CSR float32, [cells, G]) and obs columns `perturbation` (label `control` for
-      unperturbed cells), `cell_type`, `batch`; and the truth behind it.
+    Attributes:
+      log_base, response, loading: [C, N, G] log rates of control cells, [C, N, P, K], [K, G].
+      dispersion, depth: [G]; [N], median molecules of a cell.
+      columns: obs columns of perturbation (names: the control first), cell type and batch.
+      present: [C, N] bool, contexts that have cells; None = all.
+    """
+
+    log_base: np.ndarray
+    response: np.ndarray
+    loading: np.ndarray
+    dispersion: np.ndarray
+    depth: np.ndarray
+    perturbations: list[str]
+    cell_types: list[str]
+    batches: list[str]
+    genes: list[str]
+    columns: tuple[str, str, str] = ("perturbation", "cell_type", "batch")
+    present: np.ndarray | None = None
+
+    def truth(self, drive: np.ndarray) -> Truth:
+        """What is known of these cells."""
+        activity = np.pad(self.response, ((0, 0), (0, 0), (1, 0), (0, 0)))
+        rate = shares(self.log_base[:, :, None, :] + activity @ self.loading)
+        return Truth(rate=rate, response=self.response, loading=self.loading, drive=drive)
+
+
+def draw_cells(rng: np.random.Generator, options: SimulateOptions, world: Population) -> anndata.AnnData:
+    """Draws the cells of every group of `world`, in no order: X = raw counts (CSR float32, [cells, G])."""
+    names, blocks, labels = world.perturbations, [], []
+    for i, cell_type in enumerate(world.cell_types):
+        for j, batch in enumerate(world.batches):
+            if not (world.present is None or world.present[i, j]):
+                continue
+            drawn = rng.lognormal(np.log(options.cells_per_group), 0.3, len(names))
+            sizes = np.maximum(8, drawn.astype(int))
+            sizes[0] = options.controls_per_context
+            for q, cells in enumerate(sizes):
+                effect = None if q == 0 else world.response[i, j, q - 1]
+                own = world.log_base[i, j], effect, world.loading, world.dispersion, world.depth[j]
+                counts = _group_counts(rng, *own, cells)
+                blocks.append(sp.csr_matrix(counts, dtype=np.float32))
+                labels += [(names[q], cell_type, batch)] * cells
+    # Cells of a real file come in no useful order; neither do these.
+    order = rng.permutation(len(labels))
+    obs = pd.DataFrame(labels, columns=list(world.columns)).iloc[order]
+    obs.index = [f"cell{i:06d}" for i in range(len(order))]
+    return anndata.AnnData(
+        X=sp.vstack(blocks, format="csr")[order],
+        obs=obs.astype("category"),
+        var=pd.DataFrame(index=world.genes),
+    )
+
+
+def simulate(options: SimulateOptions) -> tuple[anndata.AnnData, Truth]:
+    """Draws the screen (obs columns `perturbation`, `cell_type`, `batch`) and the truth behind it.
+
+    The same options give the same cells.
     """
     rng = np.random.default_rng(options.seed)
     c, n, p, g = options.cell_types, options.batches, options.perturbations, options.genes
-    loading = _programs(rng, options)
-    response, drive = _responses(rng, options)
+    loading = draw_loading(rng, options)
+    drive = draw_drive(rng, options)
+    response = draw_responses(rng, options, drive)
     base = rng.normal(0.0, 1.1, g) + rng.normal(0.0, 0.8, (c, g)) * (rng.random((c, g)) < 0.25)
     shift = rng.normal(0.0, 0.12, (n, g))
     dispersion = rng.lognormal(np.log(0.25), 0.4, g)
-    depth = options.library_size * rng.lognormal(0.0, 0.15, n)
-    log_base = base[:, None, :] + shift[None, :, :]  # [C, N, G]
-
-    names = [CONTROL] + [f"P{i + 1:02d}" for i in range(p)]
-    blocks, labels = [], []
-    for i in range(c):
-        for j in range(n):
-            sizes = np.maximum(8, rng.lognormal(np.log(options.cells_per_group), 0.3, p + 1).astype(int))
-            sizes[0] = options.controls_per_context
-            for q, cells in enumerate(sizes):
-                effect = None if q == 0 else response[i, j, q - 1]
-                counts = _group_counts(rng, log_base[i, j], effect, loading, dispersion, depth[j], cells)
-                blocks.append(sp.csr_matrix(counts, dtype=np.float32))
-                labels += [(names[q], f"T{i + 1}", f"B{j + 1}")] * cells
-
-    # Cells of a real file come in no useful order; neither do these.
-    order = rng.permutation(len(labels))
-    obs = pd.DataFrame(labels, columns=["perturbation", "cell_type", "batch"]).iloc[order]
-    obs.index = [f"cell{i:06d}" for i in range(len(order))]
-    adata = anndata.AnnData(
-        X=sp.vstack(blocks, format="csr")[order],
-        obs=obs.astype("category"),
-        var=pd.DataFrame(index=[f"GENE{i + 1:04d}" for i in range(g)]),
+    world = Population(
+        log_base=base[:, None, :] + shift[None, :, :],
+        response=response,
+        loading=loading,
+        dispersion=dispersion,
+        depth=options.library_size * rng.lognormal(0.0, 0.15, n),
+        perturbations=[CONTROL] + [f"P{i + 1:02d}" for i in range(p)],
+        cell_types=[f"T{i + 1}" for i in range(c)],
+        batches=[f"B{j + 1}" for j in range(n)],
+        genes=[f"GENE{i + 1:04d}" for i in range(g)],
     )
-    activity = np.concatenate([np.zeros((c, n, 1, options.programs)), response], axis=2)
-    rate = _shares(log_base[:, :, None, :] + activity @ loading)
-    return adata, Truth(rate=rate, response=response, loading=loading, drive=drive)
+    return draw_cells(rng, options, world), world.truth(drive)
 
 
 def embeddings_of(truth: Truth, *, width: int = 32, noise: float = 0.1, seed: int = 0) -> np.ndarray:
-    """Vectors [P, width] float32 that know what perturbations do, as a good language model might.
-
-    The drive of each perturbation seen through a random matrix, and `noise` (a share of its spread) on top.
-    """
-    rng = np.random.default_rng(seed)
-    seen = truth.drive @ rng.normal(0.0, 1.0 / np.sqrt(truth.drive.shape[1]), (truth.drive.shape[1], width))
+    """Vectors [P, width] float32 that know what perturbations do: their drive through a random matrix, and `noise`."""
+    rng, k = np.random.default_rng(seed), truth.drive.shape[1]
+    seen = truth.drive @ rng.normal(0.0, 1.0 / np.sqrt(k), (k, width))
     return (seen + noise * seen.std() * rng.normal(size=seen.shape)).astype(np.float32)
 
 
 def write_simulated(options: SimulateOptions, path: str | Path) -> Path:
-    """Simulates and writes the h5ad (aside, then renamed, so that a broken run leaves no half file)."""
-    path = Path(path)
+    """Simulates the screen and writes the h5ad."""
+    return write_h5ad(simulate(options)[0], Path(path))
+
+
+def write_h5ad(adata: anndata.AnnData, path: Path) -> Path:
+    """Writes the file aside, then renames it, so that a broken run leaves no half file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    adata, _ = simulate(options)
     partial = path.with_name(path.name + ".partial")
     adata.write_h5ad(partial, compression="gzip")
     os.replace(partial, path)

@@ -15,7 +15,8 @@ from perturbdiff_jax.evaluation.real_cells import from_store as real_from_store
 from perturbdiff_jax.evaluation.real_cells import triples
 from perturbdiff_jax.prediction.controls import check_store, from_store
 from perturbdiff_jax.prediction.design import split_design
-from perturbdiff_jax.run_setup import describe, open_store, settle, store_facts
+from perturbdiff_jax.run_setup import describe, settle
+from perturbdiff_jax.run_store import open_store, store_facts
 from perturbdiff_jax.settings import from_config
 from perturbdiff_jax.validation import of_split
 

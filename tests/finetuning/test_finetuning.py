@@ -19,7 +19,8 @@ from perturbdiff_jax.checkpoint import Checkpoints
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.finetuning.start import Start, covariate_genes
 from perturbdiff_jax.optim import optimizer
-from perturbdiff_jax.run_setup import describe, open_store, settle
+from perturbdiff_jax.run_setup import describe, settle
+from perturbdiff_jax.run_store import open_store
 from perturbdiff_jax.settings import from_config
 from perturbdiff_jax.state import as_stored
 from perturbdiff_jax.step import StepParts, initial_state

@@ -16,7 +16,7 @@ from tiny_run import KEYS, tiny_config
 
 from perturbdiff_jax.bundle import build_model
 from perturbdiff_jax.errors import RequestError
-from perturbdiff_jax.run_setup import open_store
+from perturbdiff_jax.run_store import open_store
 from perturbdiff_jax.settings import from_config
 
 
