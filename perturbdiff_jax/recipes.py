@@ -56,9 +56,9 @@ def smoke(config: ml_collections.ConfigDict, *, form: str) -> ml_collections.Con
     config.model.heads = 4
     config.model.covariate_width = 16
     config.optim.warmup_steps = 10
-    config.train.steps = 60
-    config.train.log_every = 20
-    config.train.validate_every = 30
+    config.train.steps = 200
+    config.train.log_every = 50
+    config.train.validate_every = 100
     config.train.validation_conditions = 4
     config.train.validation_cells = 16
     config.predict.calibration_draws = 2
