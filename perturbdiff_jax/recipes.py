@@ -63,3 +63,22 @@ def smoke(config: ml_collections.ConfigDict, *, form: str) -> ml_collections.Con
     config.train.validation_cells = 16
     config.predict.calibration_draws = 2
     return config
+
+
+def finetuned(
+    config: ml_collections.ConfigDict, argument: str, *, store: str | None = None
+) -> ml_collections.ConfigDict:
+    """`config` from the weights of pretrain.py, those of `pretrain.py:smoke` for a config in small.
+
+    `store`: a store in the genes of the pretraining; None = genes stay those of `config`.
+    """
+    run = "runs/pretrain_smoke" if asks_smoke(argument) else "runs/pretrain"
+    config.init_from = f"{run}/bundle"
+    if store is None:
+        return config
+    # Cells that are prepared by the run get the pretraining's genes: absent ones are zero, as they were there.
+    config.data.genes = f"{run}/bundle/bundle.json"
+    config.data.absent_genes = "zero"
+    if not asks_smoke(argument):
+        config.data.store = store
+    return config
