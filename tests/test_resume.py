@@ -198,9 +198,9 @@ def test_a_loss_that_is_not_finite_names_the_groups_of_its_batch(finished, tmp_p
         step.done = 0
         return step
 
-    def groups_of(source, step):
+    def groups_of(source, store, step):
         drawn.extend(source.draw(step).group.tolist())
-        return whole(source, step)
+        return whole(source, store, step)
 
     monkeypatch.setattr(train, "compile_step", compiled)
     monkeypatch.setattr(train, "groups_of", groups_of)
