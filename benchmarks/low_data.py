@@ -43,6 +43,7 @@ RELEASED_FORM = {
     "train.max_epochs": None,
     "train.best_metric": CURVE,
     "predict.calibration_draws": 0,
+    "predict.draws": 1,
 }
 PRETRAINING = {
     "model.use_perturbation": "no",

@@ -58,7 +58,7 @@ def finished(config, workdir: Path) -> Path:
 
 def by_condition(folder: Path, model: str = OURS) -> pd.DataFrame:
     """Metrics of a finished evaluation, a row for each (cell type, perturbation)."""
-    rows = pd.read_csv(folder / "metrics.csv", dtype={"perturbation": str, "cell_type": str})
+    rows = pd.read_csv(folder / "metrics_all.csv", dtype={"perturbation": str, "cell_type": str})
     return rows[rows["model"] == model].set_index(["cell_type", "perturbation"])[list(METRICS)]
 
 

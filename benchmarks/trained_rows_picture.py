@@ -66,7 +66,7 @@ def draw_curves(rows: list[Row], metric: str, path: Path) -> None:
         names = list(dict.fromkeys(row.name for row in rows if row.curves))
         for axes, share in zip(panels, shares):
             for row in rows:
-                if row.fraction != share:
+                if row.fraction != share or not row.curves:
                     continue
                 color = COLORS[names.index(row.name) % len(COLORS)]
                 for seed, curve in enumerate(row.curves):
