@@ -121,7 +121,11 @@ def main() -> None:
     write_json(args.workdir / "low_data.json", [dataclasses.asdict(row) for row in rows])
     drawn = [row for row in rows if row.name != "ceiling"]
     draw_shares(drawn, PICTURED, args.workdir / "low_data.png")
-    draw_curves(rows, CURVE, args.workdir / "curves.png")
+    by_share = {
+        f"{100 * fraction:g} % of the cells": [row for row in rows if row.fraction == fraction]
+        for fraction in args.fractions
+    }
+    draw_curves(by_share, CURVE, args.workdir / "curves.png")
     print("\n" + table(rows) + "\n")
     found = {(row.name, row.fraction): row.scores for row in rows}
     for fraction in args.fractions:

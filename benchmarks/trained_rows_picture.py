@@ -57,23 +57,21 @@ def _line(axes, rows: list[Row], metric: str, color: str, number: int) -> None:
     axes.plot(at, [value["mean"] for value in values], "o-", color=color, ms=4, label=rows[0].name)
 
 
-def draw_curves(rows: list[Row], metric: str, path: Path) -> None:
-    """A panel for each share: validation score against the step, a thin line for each seed."""
-    shares = sorted({row.fraction for row in rows if row.curves})
-    with canvas((3.3 * len(shares), 3.2)) as (figure, first):
+def draw_curves(panels_of: dict[str, list[Row]], metric: str, path: Path) -> None:
+    """A panel for each title: validation score against the step, a thin line for each seed."""
+    with canvas((max(6.6, 3.3 * len(panels_of)), 3.2)) as (figure, first):
         first.remove()
-        panels = figure.subplots(1, len(shares), squeeze=False, sharey=True)[0]
-        names = list(dict.fromkeys(row.name for row in rows if row.curves))
-        for axes, share in zip(panels, shares):
+        panels = figure.subplots(1, len(panels_of), squeeze=False)[0]
+        trained = {title: [row for row in rows if row.curves] for title, rows in panels_of.items()}
+        names = list(dict.fromkeys(row.name for rows in trained.values() for row in rows))
+        for axes, (title, rows) in zip(panels, trained.items()):
             for row in rows:
-                if row.fraction != share or not row.curves:
-                    continue
                 color = COLORS[names.index(row.name) % len(COLORS)]
                 for seed, curve in enumerate(row.curves):
                     axes.plot(
                         *zip(*curve), color=color, lw=1.1, alpha=0.8, label=row.name if not seed else None
                     )
-            axes.set_title(f"{100 * share:g} % of the cells", fontsize=9, color=INK, loc="left")
+            axes.set_title(title, fontsize=9, color=INK, loc="left")
             axes.set_xlabel("step")
         panels[0].set_ylabel(f"validation: {LABELS.get(metric, metric)}")
         handles, labels = panels[0].get_legend_handles_labels()

@@ -68,11 +68,11 @@ class DataOptions:
         Raises RequestError for a part that is not NAME=STORE, a name that occurs twice or has other characters than
         letters, digits, dots and hyphens (it stands before the names of its batches).
         """
-        return _named_parts("sources", self.sources, "NAME=STORE")
+        return named_parts("config.data.sources", self.sources, "NAME=STORE")
 
     def shares(self) -> dict[str, float]:
         """Source -> weight; {} without `weights`. RequestError unless each source has one, above 0."""
-        given = _named_parts("weights", self.weights, "NAME=NUMBER")
+        given = named_parts("config.data.weights", self.weights, "NAME=NUMBER")
         names = list(self.source_stores())
         if given and sorted(given) != sorted(names):
             raise RequestError(
@@ -130,18 +130,16 @@ class HoldoutOptions:
         }
 
 
-def _named_parts(key: str, text: str, form: str) -> dict[str, str]:
-    """ "A=x, B=y" as {"A": "x", "B": "y"}."""
+def named_parts(key: str, text: str, form: str) -> dict[str, str]:
+    """The parts of "A=x, B=y" by name; RequestError, naming `key`, for anything else."""
     found: dict[str, str] = {}
     for part in [part.strip() for part in text.split(",") if part.strip()]:
         name, _, value = (word.strip() for word in part.partition("="))
         if not (SOURCE_NAME.fullmatch(name) and value):
             raise RequestError(
-                f"config.data.{key}: {part!r} is not {form} (letters, digits, dots and hyphens in the name)."
+                f"{key}: {part!r} is not {form} (letters, digits, dots and hyphens in the name)."
             )
         if name in found:
-            raise RequestError(
-                f"config.data.{key}: {name!r} is given twice; each source needs a name of its own."
-            )
+            raise RequestError(f"{key}: {name!r} is given twice; each source needs a name of its own.")
         found[name] = value
     return found
