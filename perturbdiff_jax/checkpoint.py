@@ -39,7 +39,7 @@ class Checkpoints:
         self.best_metric = BestMetric(f"validation/{metric}", mode)
         self._keep = keep
         self._writer: ocp.AsyncCheckpointer | None = None
-        if read_only and not self.path.is_dir():
+        if read_only and not steps_in(self.path):
             raise RequestError(f"{bundle}: the bundle is incomplete, it holds no checkpoint yet.")
         if not read_only:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from perturbdiff_jax.bundle import FILE, Bundle, read_bundle
 from perturbdiff_jax.errors import RequestError, shorten
 from perturbdiff_jax.finetuning.account import Account
 from perturbdiff_jax.finetuning.matching import Names, is_frozen, is_gene_layer, rows_of
-from perturbdiff_jax.predict import load
+from perturbdiff_jax.predict import Opened, open_bundle, with_weights
 from perturbdiff_jax.prediction.predictor import Predictor
 from perturbdiff_jax.settings import Settings
 from perturbdiff_jax.state import TrainState, as_placed, as_stored
@@ -46,30 +46,8 @@ class Start:
         """
         if not settings.init_from:
             return None
-        model = load(settings.init_from)
-        asked, there = settings.model, model.options.model
-        for name in SHAPE:
-            ours, theirs = getattr(asked, name), getattr(there, name)
-            if ours != theirs:
-                raise RequestError(
-                    f"config.model.{name}={ours}: the network of config.init_from={settings.init_from} has {theirs}; "
-                    f"give config.model.{name}={theirs}, or begin without it."
-                )
-        source = 0
-        if len(model.bundle.sources) > 1:
-            if not settings.init_source and settings.init_layers == "keep":
-                raise RequestError(
-                    f"config.init_from={settings.init_from} has an input layer for each of "
-                    f"{shorten(model.bundle.sources)}; say which in config.init_source, or take none "
-                    "(config.init_layers=fresh)."
-                )
-            source = named_source(model.bundle, settings.init_source) if settings.init_source else 0
-        return cls(model, settings.init_layers, source)
-
-    @property
-    def covariate_genes(self) -> int:
-        """Width of the covariate encoder's output, which stays what it was."""
-        return self.model.bundle.covariate_genes or len(self.model.bundle.genes)
+        opened, source = _opened(settings)
+        return cls(with_weights(opened), settings.init_layers, source)
 
     def put_into(self, state: TrainState, bundle: Bundle, settings: Settings) -> tuple[TrainState, Account]:
         """The state before the first step with the bundle's weights in it, and what was taken.
@@ -143,13 +121,42 @@ class Start:
 
 
 def covariate_genes(settings: Settings, bundle: Path) -> int:
-    """What the bundle of a run has to say of its covariate encoder: 0, or the width that it inherited."""
+    """What the bundle of a run has to say of its covariate encoder: 0, or the width that it inherited.
+
+    Weights stay on the disk; the refusals are those of `Start.of`, but for weights that cannot be read.
+    """
     if not settings.init_from:
         return 0
     if (bundle / FILE).is_file():
         return read_bundle(bundle).covariate_genes
-    start = Start.of(settings)
-    return start.covariate_genes if start else 0
+    theirs = _opened(settings)[0].bundle
+    return theirs.covariate_genes or len(theirs.genes)
+
+
+def _opened(settings: Settings) -> tuple[Opened, int]:
+    """The bundle that a run begins with, and the number of its input layer, where it has several.
+
+    Raises:
+      RequestError: as `Start.of`.
+    """
+    opened = open_bundle(settings.init_from)
+    asked, there = settings.model, opened.options.model
+    for name in SHAPE:
+        ours, theirs = getattr(asked, name), getattr(there, name)
+        if ours != theirs:
+            raise RequestError(
+                f"config.model.{name}={ours}: the network of config.init_from={settings.init_from} has {theirs}; "
+                f"give config.model.{name}={theirs}, or begin without it."
+            )
+    sources = opened.bundle.sources
+    if len(sources) > 1 and settings.init_source:
+        return opened, named_source(opened.bundle, settings.init_source)
+    if len(sources) > 1 and settings.init_layers == "keep":
+        raise RequestError(
+            f"config.init_from={settings.init_from} has an input layer for each of {shorten(sources)}; say which in "
+            "config.init_source, or take none (config.init_layers=fresh)."
+        )
+    return opened, 0
 
 
 def _flat(tree: dict) -> dict[str, Any]:
