@@ -11,33 +11,25 @@ from perturbdiff_jax.errors import RequestError, shorten, unknown
 def batch_names(bundle: Bundle, source: str | None = None) -> dict[str, str]:
     """Every way to name a batch -> its name in the vocabulary: the name itself, or the part behind its data set.
 
-    Where batches of several data sets are called alike, that of `source`, a source or data set, is meant.
+    A part that several batches have in common names none. With `source` (a source, or a data set) only batches of its
+    data sets have such parts.
 
     Raises:
       RequestError: a source that the bundle does not have.
     """
-    full = _full_names(bundle)
-    short = {label: names[0] for label, names in full.items() if len(names) == 1}
-    if source is not None:
+    if source:
         named_source(bundle, source)
-        for label, names in full.items():
-            own = [name for name in names if source in _homes(bundle, name)]
-            short |= {label: own[0]} if len(own) == 1 else {}
+    full = _full_names(bundle, source or "")
+    short = {label: names[0] for label, names in full.items() if len(names) == 1}
     return short | {name: name for name in bundle.batches}
 
 
-def _homes(bundle: Bundle, batch: str) -> tuple[str, ...]:
-    """The data set and the source of a batch."""
-    dataset = dataset_of(bundle, batch)
-    return () if dataset is None else (dataset, bundle.datasets[dataset])
-
-
-def _full_names(bundle: Bundle) -> dict[str, list[str]]:
-    """What stands behind the data set -> the batches that are called so."""
+def _full_names(bundle: Bundle, source: str = "") -> dict[str, list[str]]:
+    """What stands behind the data set -> the batches that are called so, of one source or of all."""
     found: dict[str, list[str]] = {}
     for name in bundle.batches:
         dataset = dataset_of(bundle, name)
-        if dataset is not None:
+        if dataset is not None and source in ("", dataset, bundle.datasets[dataset]):
             found.setdefault(name[len(dataset) + 1 :], []).append(name)
     return found
 

@@ -23,7 +23,7 @@ from perturbdiff_jax.predict import Opened, open_bundle, with_weights
 from perturbdiff_jax.prediction.predictor import Predictor
 from perturbdiff_jax.settings import Settings
 from perturbdiff_jax.state import TrainState, as_placed, as_stored
-from perturbdiff_jax.vocabulary import named_source
+from perturbdiff_jax.vocabulary import batch_names, named_source
 
 # Settings of the network that its arrays depend on.
 SHAPE = ("width", "depth", "heads", "mlp_ratio", "covariate_width", "norm_of_block_input")
@@ -57,6 +57,9 @@ class Start:
         """
         self._check_genes(bundle)
         ours, theirs = Names.of(bundle, settings), Names.of(self.model.bundle, self.model.options)
+        # Where several data sets were trained on, a batch is called by its data set as well.
+        known = batch_names(self.model.bundle, settings.init_source)
+        ours = dataclasses.replace(ours, batch=[known.get(name, name) for name in ours.batch])
         stored, account = as_stored(state), Account(self._where())
         given = _flat(self.model.params)
         leaves, tree = jax.tree.flatten_with_path(stored.params)
@@ -149,7 +152,7 @@ def _opened(settings: Settings) -> tuple[Opened, int]:
                 f"give config.model.{name}={theirs}, or begin without it."
             )
     sources = opened.bundle.sources
-    if len(sources) > 1 and settings.init_source:
+    if settings.init_source and (sources or opened.bundle.datasets):
         return opened, named_source(opened.bundle, settings.init_source)
     if len(sources) > 1 and settings.init_layers == "keep":
         raise RequestError(
