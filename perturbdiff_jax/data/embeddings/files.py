@@ -1,4 +1,4 @@
-"""Embedding files: a vector for each name, from npz, parquet, csv, tsv or a pickle (read as data, never executed)."""
+"""Embedding files: a vector for each name, from arrays, tables or a pickle (read as data, never executed)."""
 
 import dataclasses
 import functools
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from perturbdiff_jax.data.embeddings.row_names import in_rows_order, read_row_names
 from perturbdiff_jax.errors import RequestError, shorten
 from perturbdiff_jax.pickles import Record, read_pickle
 
@@ -38,17 +39,22 @@ class Vectors:
         return {name: row for row, name in enumerate(self.names)}
 
 
-def read_vectors(path: str | Path) -> Vectors:
+def read_vectors(path: str | Path, names: str | None = None) -> Vectors:
     """Reads an embedding file; which kind it is, its name tells.
 
     .npz      arrays `names` [N] and `vectors` (or `embeddings`) [N, W], or an array [W] for each name
+    .npy      an array [N, W], whose rows `names` tells; .npz and .pkl may hold one as well
     .csv .tsv a column of names (`name`, `gene`, ..., else the first) and W columns of numbers; may be gzipped
     .parquet  the same, or one column of lists; names may be the index
-    .pkl      a dict of name -> vector, a pair (names, matrix) or a table
+    .pkl      a dict of name -> vector, or a pair (names, matrix)
+
+    Args:
+      path: the file.
+      names: a list of names for a table that has row numbers instead; see row_names.py.
 
     Raises:
       RequestError: no such file, another kind, a name twice, vectors of different widths, a value that is no finite
-        number.
+        number; as `row_names`.
     """
     file = Path(path)
     if not file.is_file():
@@ -59,8 +65,11 @@ def read_vectors(path: str | Path) -> Vectors:
         raise RequestError(
             f"{path}: embeddings are read from {', '.join(_READERS)}; the file's name says which."
         )
-    names, rows = reader(file)
-    return checked(names, rows, str(path))
+    keys, rows = reader(file)
+    if names is not None:
+        listed = read_row_names(names)
+        keys, rows = listed, in_rows_order(keys, rows, listed, table=str(path), listed=names)
+    return checked(keys, rows, str(path))
 
 
 def checked(names: list, rows: Any, path: str) -> Vectors:
@@ -75,7 +84,7 @@ def checked(names: list, rows: Any, path: str) -> Vectors:
     if others:
         raise RequestError(
             f"{path}: {len(others)} of {len(names)} names are no strings (first {others[0]!r}); a vector needs the "
-            "name it is for."
+            f"name it is for. A list of names may stand beside the file: {path}@NAMES.txt."
         )
     names = [name.strip() for name in names]
     twice = pd.Index(names)[pd.Index(names).duplicated()].unique()
@@ -115,7 +124,25 @@ def _from_npz(file: Path) -> tuple[list, Any]:
     vectors = next((arrays[name] for name in VECTOR_ARRAYS if name in arrays), None)
     if names is not None and vectors is not None:
         return [str(name) if isinstance(name, np.str_) else name for name in names.ravel()], vectors
+    if vectors is None and len(arrays) == 1:
+        vectors = next(iter(arrays.values()))
+    if names is None and vectors is not None and vectors.ndim == 2:
+        return list(range(len(vectors))), vectors
     return list(arrays), list(arrays.values())
+
+
+def _from_npy(file: Path) -> tuple[list, Any]:
+    try:
+        array = np.load(file, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise RequestError(f"{file}: cannot be read as npy ({_first_line(error)}).") from None
+    return _bare(array, file)
+
+
+def _bare(array: np.ndarray, file: Path) -> tuple[list, Any]:
+    if array.ndim != 2:
+        raise RequestError(f"{file}: an array of shape {array.shape}; [names, width] is needed.")
+    return list(range(len(array))), array
 
 
 def _from_text(file: Path) -> tuple[list, Any]:
@@ -172,6 +199,8 @@ def _from_table(table: pd.DataFrame, file: Path) -> tuple[list, Any]:
 
 def _from_pickle(file: Path) -> tuple[list, Any]:
     content = read_pickle(file.read_bytes(), where=str(file))
+    if isinstance(content, np.ndarray):
+        return _bare(content, file)
     if isinstance(content, tuple | list) and len(content) == 2 and isinstance(content[1], np.ndarray):
         return list(np.asarray(content[0]).ravel().tolist()), content[1]
     if not isinstance(content, Mapping) or not content:
@@ -198,6 +227,7 @@ def _is_vector(value: Any) -> bool:
 
 _READERS: dict[str, Callable[[Path], tuple[list, Any]]] = {
     ".npz": _from_npz,
+    ".npy": _from_npy,
     ".csv": _from_text,
     ".tsv": _from_text,
     ".parquet": _from_parquet,

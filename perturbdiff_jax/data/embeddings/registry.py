@@ -1,7 +1,8 @@
 """How covariates can be encoded: the names that a config uses, and what is known of the usual embedding files.
 
 An encoding is written `onehot`, `NAME=FILE`, `FILE`, or several of these joined by " + ": their embeddings are added
-up. NAME is one of KNOWN, whose widths are checked, or any other word.
+up. NAME is one of KNOWN, whose widths are checked, or any other word. FILE@NAMES names the rows of a file that has no
+names (row_names.py).
 """
 
 import dataclasses
@@ -9,6 +10,7 @@ import re
 from pathlib import Path
 
 from perturbdiff_jax.data.embeddings.files import Vectors, read_vectors
+from perturbdiff_jax.data.embeddings.row_names import split_names
 from perturbdiff_jax.errors import RequestError, shorten
 
 ONEHOT = "onehot"
@@ -58,7 +60,7 @@ class Encoding:
 
 
 def parts_of(text: str, key: str, role: str) -> list[tuple[str, str]]:
-    """(name, path) of each part of an encoding; path "" for one-hot. Opens nothing.
+    """(name, path) of each part of an encoding; path "" for one-hot, with @NAMES where they are given. Opens nothing.
 
     Raises:
       RequestError: an empty part, a known name without a file or for another covariate, a part twice.
@@ -68,7 +70,7 @@ def parts_of(text: str, key: str, role: str) -> list[tuple[str, str]]:
         name, _, path = part.strip().partition("=")
         name, path = name.strip(), path.strip()
         if not path and name != ONEHOT and name not in KNOWN and (Path(name).suffix or "/" in name):
-            name, path = Path(name).name.split(".")[0], name
+            name, path = Path(split_names(name)[0]).name.split(".")[0], name
         if not name or (not path and name != ONEHOT):
             files = f"{name}=FILE" if name else "onehot"
             known = "; ".join(f"{key}: {one.what}" for key, one in KNOWN.items() if role in one.roles)
@@ -104,7 +106,8 @@ def read_encoding(text: str, key: str, role: str) -> Encoding:
     for name, path in parts_of(text, key, role):
         if name == ONEHOT:
             continue
-        vectors = read_vectors(path)
+        path, names = split_names(path)
+        vectors = read_vectors(path, names)
         widths = KNOWN[name].widths if name in KNOWN else ()
         if widths and vectors.width not in widths:
             raise RequestError(

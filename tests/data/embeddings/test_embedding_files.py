@@ -84,7 +84,10 @@ def arrays(**content):
         (text("x.npz", "PK no"), "cannot be read as npz"),
         (text("x.parquet", "PAR no"), "cannot be read as parquet"),
         (text("x.pkl", "no"), "damaged, or not a pickle"),
-        (text("x.pt", ""), r"embeddings are read from \.npz, \.csv, \.tsv, \.parquet, \.pkl, \.pickle"),
+        (
+            text("x.pt", ""),
+            r"embeddings are read from \.npz, \.npy, \.csv, \.tsv, \.parquet, \.pkl, \.pickle",
+        ),
         (text("x", ""), "embeddings are read from"),
         (pickled({"A": [1.0, 2.0], "B": [1.0]}), r"the vector of 'B' has shape \(1,\), that of 'A' \(2,\)"),
         (pickled({"A": 1.0}), "'A' is a float; each name needs a list or an array of numbers"),
