@@ -6,25 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import anndata
-import jax
 import pandas as pd
 
 from perturbdiff_jax import settings as run_settings
 from perturbdiff_jax.bundle import Bundle
 from perturbdiff_jax.diffusion import samplers
-from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.models.mmdit import Denoiser
-from perturbdiff_jax.prediction import direct
+from perturbdiff_jax.prediction import direct, request
 from perturbdiff_jax.prediction.assembly import check_output
-from perturbdiff_jax.prediction.controls import ControlCells, from_anndata
-from perturbdiff_jax.prediction.design import check_design, full_design, requests_of
-from perturbdiff_jax.prediction.job import PredictionJob
+from perturbdiff_jax.prediction.controls import ControlCells
 from perturbdiff_jax.prediction.model_error import ModelError
-from perturbdiff_jax.prediction.population import Walker
-from perturbdiff_jax.prediction.table import facts
-from perturbdiff_jax.prediction.unseen import extended, facts_of, unseen
-
-READING = ("cell_type_key", "batch_key", "total_key", "gene_key", "min_gene_overlap")
+from perturbdiff_jax.prediction.request import READING, read_request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +102,7 @@ class Predictor:
         keys = {"cell_type_key": cell_type_key, "batch_key": batch_key, "total_key": total_key}
         reading = {**keys, "gene_key": gene_key, "min_gene_overlap": min_gene_overlap}
         asked = {"cells_per_condition": cells_per_condition, "draws": draws, "source": source, "echo": echo}
-        design, controls = self._read(adata, perturbations, design, reading, **asked)
+        design, controls = read_request(self, adata, perturbations, design, reading, **asked)
         asked |= {"draw_batches": draw_batches, "sampler": sampler, "seed": seed}
         return self.predict_design(design, controls, **asked)
 
@@ -144,7 +136,7 @@ class Predictor:
         check_output(output)
         asked = {"cells_per_condition": cells_per_condition, "draws": draws, "source": source, "echo": echo}
         reading = {name: options.pop(name) for name in READING if name in options}
-        design, controls = self._read(adata, perturbations, design, reading, **asked)
+        design, controls = read_request(self, adata, perturbations, design, reading, **asked)
         return self.predict_design_to(output, design, controls, **asked, **options)
 
     def predict_design(self, design: pd.DataFrame, controls: ControlCells, **options: Any) -> anndata.AnnData:
@@ -166,90 +158,8 @@ class Predictor:
         """
         return self.job(design, controls, **options).to_file(output, anew=anew)
 
-    def job(
-        self,
-        design: pd.DataFrame,
-        controls: ControlCells,
-        *,
-        source: str | None = None,
-        cells_per_condition: int | None = None,
-        draws: int = 1,
-        draw_batches: str = "own",
-        sampler: samplers.SamplerOptions | None = None,
-        sets_per_batch: int = 16,
-        seed: int = 0,
-        devices: Sequence[jax.Device] | None = None,
-        echo: Callable[[str], None] = print,
-    ) -> PredictionJob:
-        """Checks a request, and everything that its walk needs; walks nothing yet.
-
-        Args:
-          design, controls: conditions, and the control cells of their contexts.
-          source, cells_per_condition, draws, draw_batches, sampler, seed, echo: as of `predict`.
-          sets_per_batch: sets that a device walks at a time, at most.
-          devices: that walk; by default all of this process.
-
-        Raises:
-          RequestError: as `predict`.
-        """
-        sampler = sampler or self.options.sampler
-        samplers.timesteps(self.options.schedule, sampler)  # refuses an impossible walk before any work
-        seed = run_settings.checked_seed(seed)
-        known = extended(self, design)
-        design = check_design(design, known.bundle, cells_per_condition, draws, source)
-        strangers = unseen(known, design["perturbation"], echo)
-        if self.options.model.use_perturbation == "no":
-            echo("This network was trained without looking at perturbations: all get the same population.")
-        if self.zero_control:
-            echo("This network was trained without control cells: they tell the context and enter as zeros.")
-        requests, contexts = requests_of(design, controls, known.bundle, source, echo, draw_batches)
-        walker = Walker(
-            known.model,
-            schedule=self.options.schedule,
-            sampler=sampler,
-            cells_per_set=self.options.loader.cells_per_set,
-            sets_per_batch=sets_per_batch,
-            divisor=self.bundle.values["divisor"],
-            seed=seed,
-            zero_control=self.zero_control,
-            devices=devices,
-        )
-        told = facts(self.bundle, str(self.path), self.step, self.error, sampler=sampler, seed=seed)
-        return PredictionJob(
-            walker=walker,
-            params=known.params,
-            requests=requests,
-            contexts=contexts,
-            controls=controls,
-            bundle=known.bundle,
-            uns=told | facts_of(strangers),
-            echo=echo,
-        )
-
-    def _read(
-        self,
-        adata: anndata.AnnData | str | Path,
-        perturbations: Sequence[str] | None,
-        design: pd.DataFrame | None,
-        reading: dict[str, Any],
-        *,
-        cells_per_condition: int | None,
-        draws: int,
-        source: str | None,
-        echo: Callable[[str], None],
-    ) -> tuple[pd.DataFrame, ControlCells]:
-        """The design of what is asked for, and its control cells."""
-        if (design is None) == (perturbations is None):
-            raise RequestError("predict: give either perturbations or a design, not both.")
-        perturbations = [perturbations] if isinstance(perturbations, str) else perturbations
-        contexts = [(self.cell_types[0], self.batches[0])]  # names are checked before a large file is read
-        asked = full_design(perturbations, contexts) if design is None else design
-        check_design(asked, extended(self, asked).bundle, cells_per_condition, draws, source)
-        controls = from_anndata(adata, self.bundle, dataset=source, echo=echo, **reading)
-        if design is None:
-            design = full_design(perturbations, list(controls.cells))
-        return design, controls
-
+    # A request that is checked, and walks nothing yet.
+    job = request.job
     # The low door: arrays in, arrays out.
     denoise = direct.denoise
     sample = direct.sample

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from perturbdiff_jax.prediction.controls import from_anndata
+from perturbdiff_jax.prediction.control_file import from_anndata
 
 GENES = [f"g{i}" for i in range(12)]
 BUNDLE = types.SimpleNamespace(
