@@ -5,7 +5,6 @@ so are bare arrays.
 """
 
 import json
-import numbers
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,4 +87,4 @@ def in_rows_order(keys: Sequence[Any], rows: Any, names: Sequence[str], *, table
 def _number(key: Any) -> int | None:
     if isinstance(key, str):
         return int(key) if key.strip().isdecimal() else None
-    return int(key) if isinstance(key, numbers.Integral) and not isinstance(key, bool) else None
+    return key if isinstance(key, int) and not isinstance(key, bool) else None

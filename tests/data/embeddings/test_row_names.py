@@ -98,6 +98,8 @@ FOUR = names("\n".join(NAMES).encode())
         ("array.npy", names(b"A\nB\nC\nD\nE"), r"n\.txt: 5 names for the 4 vectors of"),
         ("numbered.pkl", names(b"A\nB\nA\nD"), r"n\.txt: 1 name\(s\) stand there more than once: A\."),
         ("numbered.pkl", names(b"A\n\nC\nD"), r"n\.txt: name 2 is empty"),
+        ("numbered.pkl", names(b"A\n \nC\nD"), r"n\.txt: name 2 is empty"),
+        ("numbered.pkl", names(b"A\nB \nB\nD"), r"n\.txt: 1 name\(s\) stand there more than once: B\."),
         ("numbered.pkl", names(b"\n"), r"n\.txt: holds no name"),
         ("numbered.pkl", names(b"\xff\xfe\x00A"), r"n\.txt: cannot be read as a list of names"),
         ("numbered.pkl", lambda folder: None, r"n\.txt: no such file \(FILE@NAMES takes"),
