@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 
+from perturbdiff_jax.commands.reading import add_gene_names
 from perturbdiff_jax.errors import RequestError
 
 
@@ -23,7 +24,7 @@ def fill(parser: argparse.ArgumentParser) -> None:
     add("--cell-type-key", metavar="K", help="obs column of the cell type in --input")
     add("--batch-key", metavar="K", help="obs column of the batch in --input")
     add("--total-key", metavar="K", help="obs column of whole-transcriptome totals in --input")
-    add("--gene-key", metavar="K", help="var column of the gene names in --input; default: the index of var")
+    add_gene_names(parser, "genes of --input")
     add("--source", metavar="NAME", help="input layer, of networks with several whose batches do not tell")
     add(
         "--min-gene-overlap",
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> None:
     import h5py
 
     from perturbdiff_jax import load
+    from perturbdiff_jax.data.gene_naming.source_names import check_map
     from perturbdiff_jax.prediction.assembly import check_output
     from perturbdiff_jax.prediction.design import read_design, split_design
     from perturbdiff_jax.prediction.gene_table import write_gene_table
@@ -83,6 +85,12 @@ def run(args: argparse.Namespace) -> None:
         raise RequestError("--input is needed: the control cells of the contexts to predict.")
     if args.split and args.input:
         raise RequestError("--split takes the control cells from --store; leave out --input.")
+    named = [flag for flag in ("gene_key", "map", "map_to") if getattr(args, flag) is not None]
+    if args.split and named:
+        raise RequestError(
+            f"--{named[0].replace('_', '-')} is about --input; the genes of --store have names."
+        )
+    check_map(args.map, args.map_to)
     inputs = [name for name in (args.input, args.design, args.store) if name]
     check_output(args.output, inputs)
     if args.gene_table:
@@ -129,6 +137,8 @@ def run(args: argparse.Namespace) -> None:
             batch_key=args.batch_key,
             total_key=args.total_key,
             gene_key=args.gene_key,
+            map=args.map,
+            map_to=args.map_to,
             min_gene_overlap=args.min_gene_overlap,
             **common,
         )

@@ -8,13 +8,7 @@ def add_reading(parser: argparse.ArgumentParser, what: str) -> None:
     """What a file's numbers and names mean; `what` are its files called in the help of --map."""
     add = parser.add_argument
     add("--layer", metavar="L", help="read this layer instead of X")
-    add("--gene-key", metavar="K", help="var column of the gene names; default: the index of var")
-    add(
-        "--map",
-        metavar="TABLE.csv",
-        help=f"two columns of names, such as ensembl_id,symbol: {what} are turned into the second one's names",
-    )
-    add("--map-to", metavar="COLUMN", help="the column of --map to turn names into (the second)")
+    add_gene_names(parser, what)
     add("--values", default="auto", choices=("auto", "counts", "lognorm"), help="what X or the layer holds")
     add(
         "--total-key",
@@ -28,6 +22,18 @@ def add_reading(parser: argparse.ArgumentParser, what: str) -> None:
         metavar="N",
         help="total that every cell is normalised to (10,000)",
     )
+
+
+def add_gene_names(parser: argparse.ArgumentParser, what: str) -> None:
+    """What the genes of a file are called; `what` as of `add_reading`."""
+    add = parser.add_argument
+    add("--gene-key", metavar="K", help="var column of the gene names; default: the index of var")
+    add(
+        "--map",
+        metavar="TABLE.csv",
+        help=f"two columns of names, such as ensembl_id,symbol: {what} are turned into the second one's names",
+    )
+    add("--map-to", metavar="COLUMN", help="the column of --map to turn names into (the second)")
 
 
 def add_resources(parser: argparse.ArgumentParser, memory: str) -> None:

@@ -1,6 +1,6 @@
 """Control cells of a user's AnnData or h5ad: its words for genes, cell types and batches matched with the bundle's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import anndata
@@ -10,6 +10,7 @@ import scipy.sparse as sp
 
 from perturbdiff_jax.bundle import Bundle
 from perturbdiff_jax.data.cell_sources import InMemory, SomeRows
+from perturbdiff_jax.data.gene_naming.source_names import check_map, open_map, usable_names
 from perturbdiff_jax.data.h5ad import H5ad
 from perturbdiff_jax.data.storage.measured import mask_of
 from perturbdiff_jax.data.values import normalise, read_checked, scales
@@ -26,6 +27,8 @@ def from_anndata(
     batch_key: str | None = None,
     total_key: str | None = None,
     gene_key: str | None = None,
+    map: str | Path | None = None,
+    map_to: str | None = None,
     min_gene_overlap: float = 0.8,
     dataset: str | None = None,
     echo: Callable[[str], None] = print,
@@ -33,12 +36,16 @@ def from_anndata(
     """Control cells of a user's file: raw counts or log1p-normalised; normalised and aligned to the bundle.
 
     When the file has the bundle's perturbation column, its cells under the control label are used; otherwise every
-    cell counts as a control cell. Genes are matched by name (the index of var, or its column `gene_key`). `dataset`:
-    the source or data set whose batches are meant, where those of several are called alike.
+    cell counts as a control cell. Genes are matched by name: the index of var, or its column `gene_key`, turned into
+    the column `map_to` of the table `map` (data/gene_naming). Genes whose names it cannot turn count in totals only.
+    `dataset`: the source or data set whose batches are meant, where those of several are called alike.
 
     Raises:
-      RequestError: missing file or column, unknown cell type or batch, wrong values, too few genes in common.
+      RequestError: missing file or column, unknown cell type or batch, wrong values, too few genes in common; a table
+        that cannot be read, or has no name of the file.
     """
+    check_map(map, map_to)
+    table = open_map(map, map_to, echo)
     file = InMemory(source) if isinstance(source, anndata.AnnData) else H5ad(source)
     with file:
         rows = _control_rows(file, bundle, echo)
@@ -46,7 +53,10 @@ def from_anndata(
         given = _labels(file, rows, batch_key, bundle.batches, "batch")
         batches = batch_names(bundle, dataset)
         _check_contexts(file, bundle, (kinds, cell_type_key), (given, batch_key), batches)
-        columns = _columns(file, bundle, gene_key, min_gene_overlap, echo)
+        names = file.genes if gene_key is None else file.gene_labels(gene_key, flag="--gene-key")
+        if table is not None:
+            names = usable_names(file.label, list(names), table, echo)
+        columns = _columns(file, bundle, names, gene_key, min_gene_overlap, echo)
         matrix = _expression(SomeRows(file, rows), bundle, total_key, echo)
     places = np.array([batches[label] for label in given], dtype=object)
     picked = matrix.tocsc()[:, np.maximum(columns, 0)] @ sp.diags((columns >= 0).astype(np.float32))
@@ -100,12 +110,16 @@ def _check_contexts(
 
 
 def _columns(
-    file: H5ad, bundle: Bundle, gene_key: str | None, least: float, echo: Callable[[str], None]
+    file: H5ad,
+    bundle: Bundle,
+    names: Sequence[str | None],
+    gene_key: str | None,
+    least: float,
+    echo: Callable[[str], None],
 ) -> np.ndarray:
-    """Where each of the bundle's genes stands in the file, -1 = missing."""
+    """Where each of the bundle's genes stands among the file's `names`, -1 = missing; None is no gene of anybody's."""
     check_gene_names(bundle)
-    names = file.genes if gene_key is None else file.gene_labels(gene_key, flag="--gene-key")
-    names, wanted = pd.Index(names), pd.Index(np.array(bundle.genes, dtype=object))
+    names, wanted = pd.Index(names, dtype=object), pd.Index(np.array(bundle.genes, dtype=object))
     twice = names[names.duplicated()].intersection(wanted)
     if len(twice):
         raise RequestError(
@@ -119,9 +133,10 @@ def _columns(
     share, those = found[trained].mean(), "genes" if trained.all() else "genes that training measured"
     if share < least or not found[trained].any():
         lost = [gene for gene, ok in zip(bundle.genes, found | ~trained) if not ok]
+        hint = "" if found.any() else " --gene-key takes a column of var, --map turns ids and symbols."
         raise RequestError(
             f"{file.label}: has {found[trained].sum():,} of the bundle's {trained.sum():,} {those} ({share:.0%}); at "
-            f"least {least:.0%} are needed (--min-gene-overlap).\nMissing: {shorten(lost, 6)}."
+            f"least {least:.0%} are needed (--min-gene-overlap).\nMissing: {shorten(lost, 6)}.{hint}"
         )
     missing = len(found) - found.sum()
     if missing:

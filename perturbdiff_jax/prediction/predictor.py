@@ -66,6 +66,8 @@ class Predictor:
         batch_key: str | None = None,
         total_key: str | None = None,
         gene_key: str | None = None,
+        map: str | Path | None = None,
+        map_to: str | None = None,
         source: str | None = None,
         cells_per_condition: int | None = None,
         draws: int = 1,
@@ -83,6 +85,8 @@ class Predictor:
           design: columns perturbation, cell_type, batch and optionally cells, draws; a condition in each row.
           cell_type_key, batch_key, total_key: obs columns of `adata`.
           gene_key: var column with the gene names; by default the index of var.
+          map, map_to: table of two names for each gene, such as ensembl_id,symbol, and its column (by default the
+            second) whose names the bundle has; names that it cannot turn are left out, aloud.
           source: input layer, for networks with several whose batches do not tell.
           cells_per_condition: predicted cells of each condition and draw; by default as many as control cells.
           draws: independent populations of each condition (new noise, new order of control cells).
@@ -100,7 +104,8 @@ class Predictor:
           RequestError: an unknown perturbation, cell type or batch (with the closest names), or unusable cells.
         """
         keys = {"cell_type_key": cell_type_key, "batch_key": batch_key, "total_key": total_key}
-        reading = {**keys, "gene_key": gene_key, "min_gene_overlap": min_gene_overlap}
+        named = {"gene_key": gene_key, "map": map, "map_to": map_to}
+        reading = {**keys, **named, "min_gene_overlap": min_gene_overlap}
         asked = {"cells_per_condition": cells_per_condition, "draws": draws, "source": source, "echo": echo}
         design, controls = read_request(self, adata, perturbations, design, reading, **asked)
         asked |= {"draw_batches": draw_batches, "sampler": sampler, "seed": seed}

@@ -22,7 +22,7 @@ from perturbdiff_jax.prediction.unseen import extended, facts_of, unseen
 if TYPE_CHECKING:
     from perturbdiff_jax.prediction.predictor import Predictor
 
-READING = ("cell_type_key", "batch_key", "total_key", "gene_key", "min_gene_overlap")
+READING = ("cell_type_key", "batch_key", "total_key", "gene_key", "map", "map_to", "min_gene_overlap")
 
 
 def read_request(
