@@ -17,9 +17,11 @@ import numpy as np
 
 from perturbdiff_jax.bundle import FILE, build_model, table_hashes, write_bundle
 from perturbdiff_jax.checkpoint import Checkpoints
+from perturbdiff_jax.covariate_tables import write_encodings
 from perturbdiff_jax.errors import RequestError
 from perturbdiff_jax.released.checkpoint import open_released
 from perturbdiff_jax.released.describe import ConvertOptions, describe
+from perturbdiff_jax.released.embeddings import ROLE, check_fits, read_asked, with_table
 from perturbdiff_jax.released.export import KEPT
 from perturbdiff_jax.released.names import account, check_shapes, from_released
 from perturbdiff_jax.settings import from_config
@@ -48,6 +50,7 @@ def convert(
     _heal(Path(output).resolve())
     check_output(output, overwrite=options.overwrite)
     began = time.monotonic()
+    encoding = read_asked(options.embeddings) if options.embeddings else None
     released = open_released(source)
     where, layout = str(released.path), released.network.layout
     for remark in released.network.remarks:
@@ -55,6 +58,8 @@ def convert(
     if options.weights == "live" and not released.both:
         echo(f"{released.path.name}: holds one set of weights only; it is used.")
     bundle = describe(released, options, echo)
+    if encoding is not None:
+        check_fits(encoding, bundle, where=where)
     # Names and shapes first: the numbers of a large file take a while.
     tensors = released.tensors(options.weights)
     account(tensors, layout, where=where)
@@ -65,12 +70,15 @@ def convert(
     hashes = table_hashes(params)
     tables = {name: {**facts, "sha256": hashes[name]} for name, facts in bundle.tables.items()}
     bundle = dataclasses.replace(bundle, tables=tables)
+    if encoding is not None:
+        bundle = with_table(encoding, bundle, params, echo, where=where)
     with _new_bundle(output, overwrite=options.overwrite) as fresh:
         best = bundle.best_metric
         checkpoints = Checkpoints(fresh, metric=best["name"], mode=best["mode"], keep=1)
         checkpoints.save_weights(released.step, params)
         checkpoints.close()
         np.savez(fresh / KEPT, **unused)
+        write_encodings(fresh, {} if encoding is None else {ROLE: encoding})
         write_bundle(fresh, bundle)
     weights = f"{options.weights} weights" if released.both else "the file's only weights"
     echo(

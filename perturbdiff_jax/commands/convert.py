@@ -28,13 +28,19 @@ def fill(parser: argparse.ArgumentParser) -> None:
     add("--cells-per-set", type=int, metavar="S", help="set size of predictions (256; 32 for Replogle)")
     add("--target-sum", type=float, metavar="N", help="total that cells were normalised to (10,000)")
     add("--divisor", type=float, metavar="X", help="what log1p values were divided by in training (10)")
+    add(
+        "--embeddings",
+        metavar="perturbation=NAME=FILE",
+        help="the file of vectors that the network was trained with (FILE@NAMES where it has no names): names that are "
+        "in it alone can be predicted then",
+    )
     add("--overwrite", action="store_true", help="replace a bundle that is there already")
 
 
 def run(args: argparse.Namespace) -> None:
     """Does the job."""
     told = ("genes", "weights", "control", "perturbation_key", "cell_type_key", "batch_key")
-    told += ("cells_per_set", "target_sum", "divisor")
+    told += ("cells_per_set", "target_sum", "divisor", "embeddings")
     given = {name: getattr(args, name) for name in told if getattr(args, name) is not None}
     if args.output is None and (given or args.overwrite):
         name = next(iter(given), "overwrite").replace("_", "-")

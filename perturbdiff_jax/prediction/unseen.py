@@ -101,9 +101,10 @@ def _appended(bundle: Bundle, params: dict, path: Path, new: list[str]) -> tuple
     if facts.get("learned"):
         facts["learned"] = [*facts["learned"], *learned]
     if "shape" in facts and added:
-        facts["shape"] = [facts["shape"][0] + len(added), facts["shape"][1]]
-        own = params["covariates"]
-        table = jnp.concatenate([own[FROZEN + "perturbation"], jnp.asarray(np.stack(vectors))])
+        # Released tables may have rows behind those of the vocabulary: the new names take their places.
+        own, known = params["covariates"], 1 + len(bundle.perturbations)
+        table = jnp.concatenate([own[FROZEN + "perturbation"][:known], jnp.asarray(np.stack(vectors))])
+        facts["shape"] = list(table.shape)
         params = {**params, "covariates": {**own, FROZEN + "perturbation": table}}
     told = {**bundle.doses, "codes": [*bundle.doses["codes"], *doses]} if bundle.doses else {}
     bundle = dataclasses.replace(

@@ -35,6 +35,7 @@ class ConvertOptions:
     cells_per_set: int | None = None
     target_sum: float = 1e4
     divisor: float = 10.0
+    embeddings: str | None = None  # the file behind the frozen table, see embeddings.py
     overwrite: bool = False
 
     def __post_init__(self):

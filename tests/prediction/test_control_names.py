@@ -115,5 +115,7 @@ def test_the_words_of_the_command(finished, tmp_path):
         split = ("--split", "test", "--store", finished.workdir / "store", flag, "x")
         code, _, err = said(cli.run, *command, *split)
         assert code == 2 and f"{flag} is about --input" in err
+    # Before anything is opened, the bundle too.
+    command = ("predict", "--checkpoint", tmp_path / "none", "--output", tmp_path / "o.h5ad")
     code, _, err = said(cli.run, *command, "--input", source, "--perturbations", "P02", "--map-to", "x")
     assert code == 2 and "--map-to names a column of the table --map" in err
