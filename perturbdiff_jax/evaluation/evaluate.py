@@ -6,7 +6,7 @@ The story in reading order: read both sides, score every model in every cell typ
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 
 import pandas as pd
 
@@ -15,12 +15,12 @@ from perturbdiff_jax.evaluation import (
     calibration,
     celleval,
     exports,
-    expression,
     model_rows,
     neighbourhood,
     outputs,
     spread,
 )
+from perturbdiff_jax.evaluation.account import settings_of
 from perturbdiff_jax.evaluation.baselines import Training, training_of
 from perturbdiff_jax.evaluation.columns import find_keys, open_store, real_look
 from perturbdiff_jax.evaluation.contexts import pool
@@ -31,7 +31,7 @@ from perturbdiff_jax.evaluation.projection import project, sample
 from perturbdiff_jax.evaluation.real_cells import read_contexts
 from perturbdiff_jax.evaluation.real_tables import FOLDER, RealTables
 from perturbdiff_jax.evaluation.scored_genes import check_rivals, unmeasured_genes
-from perturbdiff_jax.evaluation.stages import so_far, stage, timed
+from perturbdiff_jax.evaluation.stages import stage, timed
 from perturbdiff_jax.evaluation.summary import (
     Summary,
     by_cell_type,
@@ -39,7 +39,6 @@ from perturbdiff_jax.evaluation.summary import (
     notes,
     summarise,
     table,
-    undefined,
     verdict,
 )
 from perturbdiff_jax.evaluation.training_share import TrainingShare
@@ -165,7 +164,6 @@ def evaluate(
         summaries["cell_types"] = by_cell_type(found.rows, seed)
     if found.pooled is not None:
         summaries["pooled"] = summarise(found.pooled, seed)
-    counts = _cell_counts(contexts, cells)
     first = next(iter(cells))
     error = predicted.errors.get(first, spread.TRUSTED)
     draws = {one.cell_type: predicted.draws_for(first, one) for one in contexts}
@@ -185,34 +183,23 @@ def evaluate(
         outputs.CHANGES_FILE: mean_changes(contexts, cells[first], draws, error),
         outputs.CALIBRATION_FILE: drawn,
     }
-    settings = {
-        "keys": dataclasses.asdict(keys),
-        "seed": seed,
-        "de_is_log1p": is_log1p,
-        "de_by": expression.maker(),
-        "genes": len(predicted.genes),
-        "control_rule": "real control cells of the same contexts on both sides, for every model",
-        "scored_on": "the conditions and genes that all predictions have",
-        "scored_per": "cell type (its batches pooled)",
-        "normalisation": normalisation,
-        "energy": "half energy distance on log1p / 10, V-statistic",
-        "ceiling": "real cells split in two random halves, controls whole; truth is half the cells",
-        "linear": None if rivals.linear is None else f"perturbations embedded by: {rivals.linear.kind}",
-        "baselines_trained_on": None if share is None else dataclasses.asdict(share),
-        "predictions": {name: {**predicted.account[name], **counts["predictions"][name]} for name in cells},
-        **counts["predictions"][first],
-        **counts["real"],
-        "genes_by_position_correlation": order,
-        "conditions_left_out": predicted.left_out,
-        "conditions_not_in_real": len(predicted.conditions) - counts["real"]["conditions"],
-        "model_error": vars(error) if first in predicted.errors else None,
-        "real_de_tables": {"read": tables.read, "computed": tables.computed},
-        "no_umap": no_umap,
-        "problems": found.problems,
-        "undefined_rows": undefined(found.rows),
-        "seconds": round(time.monotonic() - started, 1),
-        "stages": so_far(),
-    }
+    settings = settings_of(
+        predicted,
+        contexts,
+        cells,
+        found,
+        keys=keys,
+        seed=seed,
+        is_log1p=is_log1p,
+        normalisation=normalisation,
+        linear=rivals.linear,
+        share=share,
+        order=order,
+        error=predicted.errors.get(first),
+        tables=tables,
+        no_umap=no_umap,
+        seconds=time.monotonic() - started,
+    )
     outputs.write_all(output, found, summaries, settings, pictured)
     exports.write_exports(output, export, contexts, cells, keys, echo)
     told = calibration.lines(drawn, error) if len(drawn) else []
@@ -238,23 +225,3 @@ def _verdicts(summary: Summary, names: list[str]) -> list[str]:
     if len(names) == 1:
         return verdict(compare(summary, names[0], names))
     return [line for name in names for line in verdict(compare(summary, name, names), name)]
-
-
-def _cell_counts(contexts, cells: Mapping[str, Mapping]) -> dict[str, dict]:
-    """Cells on both sides: the rank-sum test's power, and so the DE metrics, depend on them."""
-    predictions = {}
-    for name, by_type in cells.items():
-        predictions[name] = {
-            "predicted_cells": sum(part.shape[0] for parts in by_type.values() for part in parts.values()),
-            "conditions_with_other_cell_count": sum(
-                by_type[context.cell_type][key].shape[0] != part.shape[0]
-                for context in contexts
-                for key, part in context.real.items()
-            ),
-        }
-    real = {
-        "real_cells": sum(part.shape[0] for context in contexts for part in context.real.values()),
-        "control_cells": sum(part.shape[0] for context in contexts for part in context.control.values()),
-        "conditions": sum(len(context.real) for context in contexts),
-    }
-    return {"predictions": predictions, "real": real}
