@@ -54,6 +54,27 @@ class Told:
                 found[role] |= {"shape": shape, "sha256": digest(rows.frozen), "parts": parts}
         return found
 
+    def account(self, settings: Settings, store: Store) -> dict[str, Any]:
+        """For run.json: tables with the names of their files, whether combinations are sums, doses beside a table.
+
+        A covariate that the network does not look at is None; a batch is always told by name.
+        """
+        used, found = settings.model, {}
+        for role in ("perturbation", "cell_type"):
+            encoding = self.encodings[role]
+            tables = [
+                {"name": name, "file": Path(one.path).name, "width": one.width}
+                for name, one in encoding.tables
+            ]
+            looked_at = getattr(used, f"use_{role}") != "no"
+            found[role] = {"onehot": encoding.onehot, "tables": tables} if looked_at else None
+        encoding = self.encodings["perturbation"]
+        known = {name for _, one in encoding.tables for name in one.names}
+        several = any(len(read_label(name, store.control, known).parts) > 1 for name in store.perturbations)
+        sums = several and (self.added_up or bool(encoding.tables))
+        doses = [value for value in self.doses.get("values", ()) if value is not None]
+        return {**found, "batch": used.use_batch != "no", "combinations_as_sums": sums, "doses": doses}
+
     def put_into(self, state: TrainState) -> TrainState:
         """The state before the first step with the frozen tables in it, placed as they were."""
         tables = {FROZEN + role: rows.frozen for role, rows in self.rows.items() if rows.frozen is not None}

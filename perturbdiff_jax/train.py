@@ -124,6 +124,7 @@ def train(
     processes.lead(write)
     best, options = bundle.best_metric, settings.train
     facts = {"parameters": count_parameters(state.params), "n_sets": source.n_sets}
+    facts["covariates"] = told.account(settings, store)
     with (
         stop.deferred(),
         Checkpoints(

@@ -1,5 +1,7 @@
 """How a run tells its covariates: from files to facts, parameters and the bundle, and what is refused."""
 
+import copy
+
 import jax
 import numpy as np
 import pytest
@@ -51,6 +53,41 @@ def test_validation_conditions_have_to_be_told_too(tmp_path):
         RequestError, match=r"perturbation\(s\) of the validation split have no training cell"
     ):
         tell(settled(store, **changes, covariates__perturbation=str(table)), store)
+
+
+def test_what_a_run_notes_of_its_covariates(store, table):
+    def noted(**changes):
+        settings = settled(store, covariates__allow_unknown=True, **changes)
+        return tell(settings, store).account(settings, store)
+
+    plain = {"onehot": True, "tables": []}
+    rest = {"batch": True, "combinations_as_sums": False, "doses": []}
+    assert noted() == {"perturbation": plain, "cell_type": plain, **rest}
+    mine = {"onehot": False, "tables": [{"name": "mine", "file": "mine.npz", "width": 5}]}
+    told = noted(covariates__perturbation=f"mine={table}", model__use_cell_type="no", model__use_batch="no")
+    assert told == {"perturbation": mine, "cell_type": None, **rest, "batch": False}
+    assert noted(model__use_perturbation="no")["perturbation"] is None
+
+
+@pytest.mark.parametrize(
+    ("names", "changes", "wanted"),
+    [
+        (["control", "P01", "P01+P03"], {"combinations": "sum"}, (True, [])),
+        (["control", "P01", "P01+P03"], {"combinations": "own"}, (False, [])),
+        (["control", "P01", "P01+P03"], {"combinations": "own", "perturbation": "TABLE"}, (True, [])),
+        (["control", "P01", "P03"], {"combinations": "sum", "perturbation": "TABLE"}, (False, [])),
+        (["control", "P01 @ 0.5", "P01 @ 2"], {"perturbation": "TABLE"}, (False, [0.5, 2.0])),
+        (["control", "P01 @ 0.5", "P01 @ 2"], {}, (False, [])),
+    ],
+)
+def test_sums_and_doses_are_noted(store, table, names, changes, wanted):
+    given = {f"covariates__{key}": str(table) if v == "TABLE" else v for key, v in changes.items()}
+    settings = settled(store, covariates__allow_unknown=True, **given)
+    other = copy.copy(store)
+    # As many names as there are codes.
+    other.__dict__["perturbations"] = [*names, *store.perturbations[len(names) :]]
+    found = tell(settings, other).account(settings, other)
+    assert (found["combinations_as_sums"], found["doses"]) == wanted
 
 
 def test_names_that_a_table_lacks_are_said(store, table, tmp_path, capsys):

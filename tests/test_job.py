@@ -127,6 +127,7 @@ def test_the_best_checkpoint_by_the_validation_metric_predicts(finished, predict
     scores = {row["step"]: row["validation/energy"] for row in finished.log() if row["kind"] == "validation"}
     best = min(scores, key=scores.get)
     facts = json.loads((finished.workdir / "run.json").read_text())
+    assert facts["covariates"]["perturbation"] == {"onehot": True, "tables": []}
     assert facts["best_step"] == best == predictions.uns["perturbdiff"]["checkpoint_step"]
     assert f"checkpoint of step {best}" in finished.out
 

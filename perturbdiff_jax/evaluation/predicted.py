@@ -25,6 +25,7 @@ from perturbdiff_jax.evaluation.scored_genes import common_genes, measured_genes
 from perturbdiff_jax.evaluation.stages import stage
 from perturbdiff_jax.evaluation.summary import CEILING, OURS
 from perturbdiff_jax.evaluation.training_share import TrainingShare
+from perturbdiff_jax.evaluation.unseen import read_unseen
 
 RESERVED = (*TRAINED_BASELINES, "control", CEILING)
 _NAME = re.compile(r"\w[\w .+-]{0,59}")  # it becomes the name of a file, too
@@ -120,7 +121,7 @@ def read_all(
     Genes that are `unmeasured` in all real cells are left out. Raises RequestError for a file that cannot be scored,
     for predictions without a common condition, that share too few genes, or that were normalised to different totals.
     """
-    sides, sums, account, errors, shares = {}, {}, {}, {}, {}
+    sides, sums, account, errors, shares, told = {}, {}, {}, {}, {}, {}
     renamed = []
     for name, source in sources.items():
         what = "prediction" if len(sources) == 1 else f"prediction {name!r}"
@@ -137,6 +138,7 @@ def read_all(
             shares[name] = share
         sides[name] = side
         account[name] = {"file": _file(source), "genes_by_position": name in renamed}
+        told[name] = facts
     if by_position:
         echo(
             f"genes by position: {shorten(renamed)} got the {len(real_genes):,} gene names of the real cells"
@@ -155,6 +157,8 @@ def read_all(
         own = triples(side.conditions)
         account[name]["left_out_genes"] = len(side.genes) - len(genes)
         account[name]["left_out_conditions"] = len(own - conditions)
+        if unseen := read_unseen(told[name], {perturbation for perturbation, *_ in conditions}):
+            account[name]["unseen"] = unseen
     _tell(account, len(genes), len(conditions), left_out, echo)
     genes = measured_genes(genes, unmeasured, echo)
     sides = {name: _restrict(side, genes, conditions) for name, side in sides.items()}

@@ -4,7 +4,7 @@ import anndata
 import numpy as np
 import pytest
 from small_controls import GENES, make, read
-from tiny_run import FLAGS, said
+from tiny_run import FLAGS, KEYS, said
 
 from perturbdiff_jax import cli
 from perturbdiff_jax.errors import RequestError
@@ -89,7 +89,7 @@ def test_wrong_wishes_are_named(table, tmp_path, options, message):
     assert len(str(caught.value).splitlines()) <= 2
 
 
-def test_the_words_of_the_command(finished, tmp_path):
+def test_the_words_of_the_command_and_in_python(finished, model, tmp_path):
     source, names = finished.workdir / "simulated.h5ad", tmp_path / "names.tsv"
     adata = anndata.read_h5ad(source)
     names.write_text("symbol\tid\n" + "".join(f"{name}\tX{at}\n" for at, name in enumerate(adata.var_names)))
@@ -110,6 +110,9 @@ def test_the_words_of_the_command(finished, tmp_path):
         assert (code, err) == (0, "")
         found[name] = anndata.read_h5ad(out).X.toarray()
     np.testing.assert_array_equal(found["turned"], found["plain"])
+    words = {"gene_key": "id", "map": names, "map_to": "symbol", "cells_per_condition": 3, **KEYS}
+    own = model.predict(tmp_path / "ids.h5ad", "P02", echo=lambda _: None, **words)
+    np.testing.assert_array_equal(own.X.toarray(), found["plain"])
     command = ("predict", "--checkpoint", finished.workdir, "--output", tmp_path / "o.h5ad")
     for flag in ("--gene-key", "--map", "--map-to"):
         split = ("--split", "test", "--store", finished.workdir / "store", flag, "x")

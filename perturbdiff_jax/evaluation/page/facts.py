@@ -6,6 +6,8 @@ wherever they are nested; everything else is still listed under "all settings".
 
 import math
 
+from perturbdiff_jax.evaluation.page import covariates
+
 # Headline facts: label, names of the value in run.json, names in config.json; the first found wins. "a.b"
 # asks for the parent as well, "=a" for a value that is not nested.
 _FACTS = (
@@ -17,6 +19,7 @@ _FACTS = (
     ("Perturbations", ("n_perturbations", "perturbations"), ()),
     ("Cell types", ("n_cell_types", "cell_types"), ()),
     ("Batches", ("n_batches", "batches"), ()),
+    ("Covariates", (), ()),
     ("Hold-out", ("split.name", "=split", "store.split", "holdout"), ("data.split",)),
     ("Parameters", ("parameters", "n_parameters", "num_parameters"), ()),
     ("Layers × width", (), ()),
@@ -54,6 +57,7 @@ def headline(run: dict, config: dict) -> list[tuple[str, str]]:
     measured, asked = flatten(run), flatten(config)
     composed = {
         "Trained on": "simulated cells" if "simulate" in config else None,
+        "Covariates": covariates.told(run, config),
         "Hold-out": _holdout(config.get("holdout")),
         "Layers × width": _size(asked),
     }

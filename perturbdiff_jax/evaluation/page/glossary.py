@@ -113,6 +113,16 @@ METRICS = {
     ),
 }
 
+# The mark of a perturbation that was never trained on, and what belongs to it.
+UNSEEN = "unseen"
+UNSEEN_WORDS = {
+    UNSEEN: "The model was trained on no cell of this perturbation. What it knows of it is a vector from a table, or "
+    "the parts of a combination: a harder test than a perturbation that it has seen in other cells.",
+    "Nearest trained perturbation": "The one of all trained ones whose vector points most nearly the same way.",
+    "Cosine distance": "Between these two vectors: 0 is the same direction, 1 nothing in common, 2 opposite. The "
+    "larger, the further the prediction is from what was trained, and the more doubt it deserves.",
+}
+
 # Okabe-Ito hues (safe for colour-blind readers), darkened where white paper asks for it. A dash tells apart
 # what a grey print cannot. Predicted cells wear our colour, real cells the ceiling's, control cells the
 # control's.

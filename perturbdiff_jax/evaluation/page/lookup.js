@@ -68,6 +68,10 @@
   const perturbationAnswer = (name) => {
     const mine = data.conditions.map((key, c) => [key, c]).filter(([key]) => key[0] === name);
     const parts = [];
+    // A name such as "constructor" is nobody's but its own.
+    if (Object.hasOwn(data.unseen, name)) {
+      parts.push(report.make("p", { class: "hint" }, report.make("span", { class: "tag" }, "unseen"), ` ${data.unseen[name]}`));
+    }
     if (scores) {
       const model = scores.models.findIndex((each) => each.name === data.model);
       const wanted = scores.perturbation.names.indexOf(name);

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from perturbdiff_jax.evaluation.mean_changes import LEVEL, TOP
-from perturbdiff_jax.evaluation.page import embedded, glossary, markup
+from perturbdiff_jax.evaluation.page import embedded, glossary, markup, unseen
 from perturbdiff_jax.evaluation.page.run_files import Results
 
 BUDGET = 2_000_000  # characters of the changes inside the page
@@ -24,6 +24,8 @@ def lookup_section(results: Results):
     settings = results.summary.get("settings")
     genes = settings.get("genes") if isinstance(settings, dict) else None
     found, most = record(results.changes)
+    new, held = unseen.strangers(results, glossary.ours()), {name for name, _ in found["conditions"]}
+    found["unseen"] = {name: unseen.words(told) for name, told in new.items() if name in held}
     parts = [
         markup.paragraph(
             f"How much does the mean log1p expression of a gene change against the control cells, really and as "

@@ -6,7 +6,7 @@ one sentence that says why; nothing here raises for it.
 
 import math
 
-from perturbdiff_jax.evaluation.page import facts, glossary, markup, verdict
+from perturbdiff_jax.evaluation.page import facts, glossary, markup, unseen, verdict
 from perturbdiff_jax.evaluation.page.glossary import CEILING, HEADLINE
 from perturbdiff_jax.evaluation.page.markup import Column
 from perturbdiff_jax.evaluation.page.metric_tables import score_cell
@@ -64,15 +64,22 @@ def rows_section(results: Results):
     columns = [Column("Perturbation", number=False), Column("Cell type", number=False)]
     columns += [Column("Model", number=False)] * several
     columns += [Column(m.label, m.meaning, m.better) for m in map(glossary.metric, names)]
+    new = {model: unseen.strangers(results, model) for model in glossary.predictions()}
+
+    def named(row) -> str:
+        name = row["perturbation"]
+        return unseen.marked(name, new.get(row.get("model", glossary.ours()), {}).get(name))
+
     rows = [
-        [markup.escape(row["perturbation"]), markup.escape(row["cell_type"])]
+        [named(row), markup.escape(row["cell_type"])]
         + ([markup.model_mark(row["model"])] if several else [])
         + [score_cell(name, float(row[name])) for name in names]
         for row in cut.to_dict("records")
     ]
+    hint = "perturbation or cell type" + (f", or {glossary.UNSEEN}" if any(new.values()) else "")
     box = (
         '<p class="find"><label for="find">Search</label><input id="find" type="search" data-table="every" '
-        'placeholder="perturbation or cell type" autocomplete="off"><span id="every-found" role="status">'
+        f'placeholder="{hint}" autocomplete="off"><span id="every-found" role="status">'
         f"{len(cut)} of {len(cut)} shown</span></p>"
     )
     caption = "Our scores, largest energy distance first" if "energy" in table else "Our scores"
@@ -81,9 +88,8 @@ def rows_section(results: Results):
     if len(cut) < len(table):
         what = "rows" if several else "conditions"
         text = f"Shown are the first {len(cut):,} {what}; all {len(table):,} are in metrics.csv."
-    return *heading, box + markup.table(
-        "every", columns, rows, caption=caption, tall=True
-    ) + markup.paragraph(text, "hint")
+    every = markup.table("every", columns, rows, caption=caption, tall=True)
+    return *heading, box + every + markup.paragraph(text, "hint") + unseen.listed(results)
 
 
 def run_section(results: Results):
@@ -97,6 +103,8 @@ def run_section(results: Results):
         parts = (("perturbation", "perturbations"), ("cell type", "cell types"))
         counts = [table[one.replace(" ", "_")].nunique() for one, _ in parts]
         spread = ", ".join(f"{n:,} {one if n == 1 else many}" for n, (one, many) in zip(counts, parts))
+        new = table["perturbation"].isin(unseen.strangers(results, glossary.ours())).sum()
+        spread += f"; {new:,} {'is' if new == 1 else 'are'} of perturbations never trained on" if new else ""
         known.append(("Test conditions", f"{len(table):,} ({spread})"))
     merged = {name: v for found in versions if isinstance(found, dict) for name, v in found.items()}
     if merged:
