@@ -57,7 +57,8 @@ def timed(step, steps: int, repeats: int) -> list[dict]:
 
 def ours(job: dict) -> dict:
     """The package's loader as training drives it: prefetched in a thread, packed for a device or dense."""
-    from perturbdiff_jax.data.loader import SetSource, prefetch
+    from perturbdiff_jax.data.loader import SetSource
+    from perturbdiff_jax.data.loading.prefetch import prefetch
     from perturbdiff_jax.data.store import Store
 
     path, options = Path(job["store"]), job["options"]

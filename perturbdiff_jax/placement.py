@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from perturbdiff_jax import sharding
 from perturbdiff_jax.array_types import Batch, PackedBatch
-from perturbdiff_jax.data.loader import prefetch
+from perturbdiff_jax.data.loading.prefetch import prefetch
 
 LENGTHS = ("data", "indices", "row_nnz", "scale")  # arrays of a packed batch whose second axis varies
 AHEAD = 2  # steps between saying what length is needed and needing it

@@ -6,7 +6,6 @@ others ask JAX's coordination service whether it is done: no device waits, so no
 lead may use its own devices as it likes. Nothing in here touches a device, `agreed` excepted.
 """
 
-import contextlib
 import io
 import itertools
 import json
@@ -17,12 +16,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from perturbdiff_jax.errors import RequestError
+from perturbdiff_jax.process_environment import GIVEN, TIMEOUT, arguments, cluster_size, whole_number
 
 T = TypeVar("T")
-GIVEN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-TIMEOUT = "PERTURBDIFF_START_TIMEOUT"  # seconds that processes wait for each other at the start
-# How many tasks were really started. What JAX reads instead is the size of the job, also in a shell inside the job.
-STARTED = {"slurm": "SLURM_STEP_NUM_TASKS", "ompi": "OMPI_COMM_WORLD_SIZE"}
 SHUTDOWN = 3600  # seconds that a process which is done waits for the others
 ASKING, LEAVING = (
     2_000,
@@ -51,9 +47,9 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
       RequestError: variables that make no sense.
       SystemExit: the others cannot be reached (code 1, one line on stderr).
     """
-    given = _given(environ)
-    timeout = _whole(environ, TIMEOUT, 300, least=1)
-    if (given["num_processes"] if given else _found(environ)) == 1:
+    given = arguments(environ)
+    timeout = whole_number(environ, TIMEOUT, 300, least=1)
+    if (given["num_processes"] if given else cluster_size(environ)) == 1:
         if not given and environ.get(GIVEN[0]):
             raise RequestError(f"{GIVEN[0]}={environ[GIVEN[0]]}: needs {' and '.join(GIVEN[1:])} as well.")
         return
@@ -182,53 +178,6 @@ def _client() -> Any:
     """The coordination service's client, None in a run of one process; JAX has no public name for it."""
     distributed = sys.modules.get("jax._src.distributed")
     return distributed and distributed.global_state.client
-
-
-def _given(environ: Mapping[str, str]) -> dict[str, Any]:
-    """What the variables GIVEN say, as arguments of jax.distributed.initialize; empty when there are none."""
-    there = [name for name in GIVEN if environ.get(name)]
-    if not there or there == GIVEN[:1]:  # the address alone: JAX takes the rest from the cluster
-        return {}
-    if missing := [name for name in GIVEN if name not in there]:
-        raise RequestError(f"{there[0]}={environ[there[0]]}: needs {' and '.join(missing)} as well.")
-    address = environ[GIVEN[0]]
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise RequestError(f"{GIVEN[0]}={address}: must be HOST:PORT.")
-    processes = _whole(environ, GIVEN[1], None, least=1)
-    process = _whole(environ, GIVEN[2], None, least=0)
-    if process >= processes:
-        raise RequestError(f"{GIVEN[2]}={process}: must be below {GIVEN[1]}={processes}.")
-    return {"coordinator_address": address, "num_processes": processes, "process_id": process}
-
-
-def _whole(environ: Mapping[str, str], name: str, default: int | None, *, least: int) -> int:
-    text = environ.get(name, "")
-    if not text and default is not None:
-        return default
-    if not text.isdecimal() or int(text) < least:
-        raise RequestError(f"{name}={text}: must be a whole number, at least {least}.")
-    return int(text)
-
-
-def _found(environ: Mapping[str, str]) -> int:
-    """Number of processes of the cluster that JAX finds this one in; 1 without a cluster, and for a shell in one."""
-    import jax  # noqa: F401  (the clusters are known to JAX once it is there)
-    from jax._src.clusters import ClusterEnv
-
-    for cluster in ClusterEnv._cluster_types:
-        if cluster.opt_in_only_method or environ.get(STARTED.get(cluster.name, "")) == "1":
-            continue
-        if cluster.__name__ == "K8sCluster" and "JOB_COMPLETION_INDEX" not in environ:
-            continue  # some other pod: JAX would ask the cluster's master about it and fail
-        with contextlib.suppress(OSError):  # a TPU machine without a metadata server is alone
-            if not cluster.is_env_present():
-                continue
-            try:
-                return cluster.get_process_count()
-            except (ValueError, KeyError, RuntimeError, OSError) as error:
-                raise RequestError(f"the variables of this {cluster.name} job: {error}") from None
-    return 1
 
 
 def _give_up(message: str) -> None:

@@ -16,6 +16,7 @@ FLOORS = (
         "rng",
         "sharding",
         "processes",
+        "process_environment",
         "checkpoint_folder",
         "host_memory",
         "interruption",

@@ -10,7 +10,7 @@ import jax
 import pytest
 from real_processes import CLUSTERS, LIMIT, ended, environment, start, words
 
-from perturbdiff_jax import processes
+from perturbdiff_jax import process_environment, processes
 from perturbdiff_jax.errors import RequestError
 
 LEADING = """
@@ -96,7 +96,7 @@ def test_without_the_others_a_process_says_so():
     ],
 )
 def test_variables_that_make_no_sense(given, message):
-    given = given if isinstance(given, dict) else dict(zip(processes.GIVEN, given))
+    given = given if isinstance(given, dict) else dict(zip(process_environment.GIVEN, given))
     with pytest.raises(RequestError, match=f"^{message}"):
         processes.start(given)
 
@@ -121,8 +121,8 @@ TPU = {"TPU_WORKER_ID": "0", "MEGASCALE_NUM_SLICES": "1"}
     "given, joins",
     [
         ({}, False),
-        (dict(zip(processes.GIVEN, ("a:1", "1", "0"))), False),
-        (dict(zip(processes.GIVEN, ("a:1", "2", "0"))), True),
+        (dict(zip(process_environment.GIVEN, ("a:1", "1", "0"))), False),
+        (dict(zip(process_environment.GIVEN, ("a:1", "2", "0"))), True),
         (SLURM | {"SLURM_STEP_NUM_TASKS": "4"}, True),
         (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, False),  # a shell inside a job of four tasks
         (SLURM | {"SLURM_NTASKS": "1"}, False),

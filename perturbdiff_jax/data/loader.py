@@ -1,12 +1,11 @@
 """Batches of cell sets: `batch = source[step]`, a pure function of (store, options, seed, step).
 
-Nothing here has a position to save: a run resumes by asking for the next step, and grain (threads of this process) only
-asks ahead. Which cells are drawn is decided by loading/lanes.py and loading/sampler.py, alike whether the store lies
+Nothing here has a position to save: a run resumes by asking for the next step, and loading/prefetch.py only asks
+ahead. Which cells are drawn is decided by loading/lanes.py and loading/sampler.py, alike whether the store lies
 in memory (resident) or is read while training (streamed), and on however many hosts.
 """
 
 import dataclasses
-import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -245,29 +244,3 @@ def _checked_rows(rows: Sequence[range], sets: int, blocks: int) -> list[range]:
             f"sets_per_batch={sets}: {count} sets of it cannot be shared by {blocks} devices of a process."
         )
     return joined
-
-
-def prefetch(
-    source, start_step: int = 0, *, stop_step: int | None = None, num_threads: int = 1, buffer: int = 2
-) -> Iterator[tuple[int, Batch | PackedBatch]]:
-    """(step, source[step]) for start_step, start_step + 1, ..., computed ahead by grain in threads.
-
-    Args:
-        source: anything with `source[step]`, safe to ask from several threads.
-        start_step: first step; resuming needs no other state.
-        stop_step: step before which to stop; None never stops.
-        num_threads: threads that compute batches. More than one gains little: the row gather holds the GIL.
-        buffer: batches held ready, at least num_threads.
-
-    Closing the iterator early (`.close()`, or dropping it) drops the batches ahead; an error raised by the
-    source is raised again at its step.
-    """
-    import grain.python as grain  # takes half a second, and only training needs it
-
-    steps = grain.MapDataset.range(start_step, sys.maxsize if stop_step is None else stop_step)
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(buffer, num_threads))
-    ahead = iter(steps.map(lambda step: (int(step), source[int(step)])).to_iter_dataset(options))
-    try:
-        yield from ahead
-    finally:
-        ahead.close()

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from fake_store import fake_store
 
-from perturbdiff_jax.data.loader import SetSource, prefetch
+from perturbdiff_jax.data.loader import SetSource
+from perturbdiff_jax.data.loading.prefetch import prefetch
 from perturbdiff_jax.errors import RequestError
 
 ROOT = Path(__file__).parents[2]
@@ -82,7 +83,7 @@ def test_leaving_prefetch_early_does_not_hang_the_process():
     """The process leaves an endless, slow source in the middle: once closed, once simply dropped at exit."""
     script = """
         import time
-        from perturbdiff_jax.data.loader import prefetch
+        from perturbdiff_jax.data.loading.prefetch import prefetch
         class Slow:
             def __getitem__(self, step):
                 time.sleep(0.05)

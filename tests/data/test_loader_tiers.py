@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from fake_store import FakeStore, fake_store, random_table
 
-from perturbdiff_jax.data.loader import SetSource, ordered, prefetch
+from perturbdiff_jax.data.loader import SetSource, ordered
 from perturbdiff_jax.data.loading import windows
+from perturbdiff_jax.data.loading.prefetch import prefetch
 from perturbdiff_jax.data.loading.reading import Reading
 from perturbdiff_jax.data.loading.set_stream import GIB, Reach
 from perturbdiff_jax.data.loading.tiers import chosen_tier

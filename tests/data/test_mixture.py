@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from fake_store import fake_store, random_table
 
-from perturbdiff_jax.data.loader import SetSource, prefetch
+from perturbdiff_jax.data.loader import SetSource
 from perturbdiff_jax.data.loading.mixture import PERIOD, Mixture
+from perturbdiff_jax.data.loading.prefetch import prefetch
 from perturbdiff_jax.data.loading.set_stream import Reach
 from perturbdiff_jax.errors import RequestError
 

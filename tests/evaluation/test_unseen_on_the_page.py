@@ -65,6 +65,12 @@ def test_what_another_tool_has_put_there_is_passed_over(found):
     assert read_unseen({"unseen": found}, {"P1", "P2"}) == {} == read_unseen({}, {"P1"})
 
 
+def test_a_distance_that_is_none_is_none():
+    given = columns(["P1"], [""], [math.nan]) | {"distance": [math.nan]}
+    assert read_unseen({"unseen": given}, {"P1"})["distance"] == [None]
+    assert read_unseen({"unseen": given | {"distance": ["far"]}}, {"P1"})["distance"] == [None]
+
+
 def told_run(path, accounts):
     write_run(path, genes=25, cells=6)
     record = json.loads((path / "summary.json").read_text())

@@ -15,14 +15,14 @@ import numpy as np
 
 from perturbdiff_jax.data.preparation.checks import Findings
 from perturbdiff_jax.data.preparation.checksums import EarlyChecksums
+from perturbdiff_jax.data.preparation.encoding import decided
 from perturbdiff_jax.data.preparation.gene_columns import GeneColumns
 from perturbdiff_jax.data.preparation.journal import Workplace
-from perturbdiff_jax.data.preparation.labels import Labels, name_of
+from perturbdiff_jax.data.preparation.labels import Labels
 from perturbdiff_jax.data.preparation.matrix import Matrix
 from perturbdiff_jax.data.preparation.moments import Moments
 from perturbdiff_jax.data.preparation.progress import Progress
 from perturbdiff_jax.data.preparation.workers import Workers
-from perturbdiff_jax.data.values import complain, decide, scales
 from perturbdiff_jax.errors import RequestError
 
 if TYPE_CHECKING:
@@ -67,30 +67,6 @@ class Survey:
     @property
     def stored_as(self) -> str:
         return "counts" if self.recovered else self.encoding
-
-
-@dataclasses.dataclass(frozen=True)
-class _Names:
-    """Names of a file's cells, a string when one is asked for."""
-
-    packed: np.ndarray
-
-    def __getitem__(self, row: int) -> str:
-        return name_of(self.packed[row])
-
-
-@dataclasses.dataclass(frozen=True)
-class _File:
-    """A file as values.py names it in its messages."""
-
-    label: str
-    where: str
-    cells: _Names
-    genes: np.ndarray
-    total: np.ndarray | None
-
-    def numbers(self, name: str, *, flag: str = "") -> np.ndarray:
-        return self.total
 
 
 def stretches(labels: Labels, options: PrepareOptions) -> tuple[list[Stretch], list[str], int]:
@@ -166,7 +142,7 @@ def survey(
     seen = [Findings() for _ in labels.files]
     for part in parts:
         seen[part.file].add(results[named[part.number]]["findings"])
-    encoding, scale = _decided(labels, matrices, seen, options, crew.echo)
+    encoding, scale = decided(labels, matrices, seen, options, crew.echo)
     # A stretch may look like counts in a file that holds log1p values: it is looked at again.
     again = {part.number: f"{named[part.number]}-{encoding}" for part in parts}
     wrong = [part for part in parts if results[named[part.number]]["encoding"] != encoding]
@@ -221,31 +197,3 @@ def _done(works: dict[str, tuple], task: Callable, progress: Progress, crew: Cre
 def _light(result: dict) -> dict:
     """Without the sums over genes: those of many stretches would fill the memory, and they are kept on disk."""
     return {name: value for name, value in result.items() if name != "moments"}
-
-
-def _decided(
-    labels: Labels,
-    matrices: list[str],
-    seen: list[Findings],
-    options: PrepareOptions,
-    echo: Callable[[str], None],
-) -> tuple[str, np.ndarray | None]:
-    """(encoding of all files, float32 scale of all cells or None)."""
-    encodings, parts = [], []
-    for number, path in enumerate(labels.files):
-        own = labels.of_file(number)
-        total = None if labels.total is None else labels.total[own]
-        file = _File(path, matrices[number], _Names(labels.names[own]), labels.genes[number], total)
-        complain(file, seen[number])
-        encodings.append(decide(file, seen[number], options.values))
-        if encodings[-1] != encodings[0]:
-            raise RequestError(
-                f"{path}: holds {encodings[-1]}, but {labels.files[0]} holds {encodings[0]}.\n"
-                "Allowed: files of one kind (see --layer and --values)."
-            )
-        if encodings[-1] == "counts":
-            totals = seen[number].total
-            parts.append(scales(file, totals, total_key=options.total_key, target_sum=options.target_sum))
-        elif options.total_key:
-            echo(f"{path}: {file.where} holds log1p values: --total-key {options.total_key} is not used.")
-    return encodings[0], np.concatenate(parts) if parts else None
