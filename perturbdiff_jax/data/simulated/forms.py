@@ -80,7 +80,9 @@ FORMS = {
 
 def keys_of(form: str) -> dict[str, Any]:
     """The keys of config.data that simulated cells of `form` bring along."""
-    return FORMS[form].keys if form in FORMS else {"control": CONTROL}
+    if form not in FORMS:
+        return {"control": CONTROL}
+    return FORMS[form].keys | {"unperturbed": FORMS[form].perturbation is None}
 
 
 def _generator(options: SimulateOptions, *words: str) -> np.random.Generator:
