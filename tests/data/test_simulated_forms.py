@@ -229,6 +229,8 @@ def test_an_unknown_form_is_refused():
 def test_all_names_can_be_used():
     most = dataclasses.replace(LEAST, genes=3, form="cytokines", perturbations=90, batches=12, cell_types=18)
     assert len(set(names.perturbations("pbmc", most))) == 90
+    # Tahoe's test list has some labels several times.
+    assert len(set(names.perturbations("tahoe100m", dataclasses.replace(most, perturbations=834)))) == 834
     assert (
         len(set(names.contexts("batches", ["Donor1", "Donor4", "Donor9", "Donor12"], names.DONORS, most)))
         == 12
