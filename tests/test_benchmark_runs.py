@@ -10,7 +10,7 @@ import pytest
 from test_recipes import CONFIGS, SIZES, config_of
 from tiny_run import said
 
-from perturbdiff_jax import main
+from perturbdiff_jax import main, sharding
 from perturbdiff_jax.bundle import build_model
 from perturbdiff_jax.data.conditions import TEST
 from perturbdiff_jax.data.store import Store
@@ -21,6 +21,7 @@ from perturbdiff_jax.run_store import open_store
 from perturbdiff_jax.settings import from_config
 from perturbdiff_jax.state import create_state, init_params
 from perturbdiff_jax.train import train
+from perturbdiff_jax.training_sets import training_sets
 
 # A step and a validation: less than any of them asks for.
 QUICK = {
@@ -78,10 +79,14 @@ def test_the_scaling_study_and_the_ablation_in_small_are_pbmc_in_small():
     assert ablated == small
 
 
-def test_a_step_on_a_mesh(tmp_path):
-    settings, store, facts = stepped("replogle", tmp_path / "run")
-    assert len(jax.devices()) == 8 and facts["steps"] == 2
-    assert np.isfinite(losses(tmp_path / "run")).all() and len(losses(tmp_path / "run")) == 2
+@pytest.mark.parametrize(("name", "sets"), [("pbmc", 8), ("without_mmd", 8), ("replogle", 4)])
+def test_batches_are_dealt_to_a_mesh(name, sets, tmp_path):
+    """Those that take their steps in no test below: the same program, other cells or weights of a loss."""
+    settings, store = prepared(name, tmp_path / "run")
+    mesh = sharding.make_mesh(settings.mesh)
+    sharding.check_divisible(settings.loader.sets_per_batch, mesh, settings.train.accumulate)
+    batch = training_sets(settings, store, mesh)[0]
+    assert len(jax.devices()) == 8 and np.shape(batch.mask) == (sets, 16)
     assert (store.groups.split == TEST).any() and store.control == settings.data.control
     assert store.manifest["keys"]["perturbation"] == settings.data.perturbation_key
 

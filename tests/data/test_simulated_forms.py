@@ -143,7 +143,7 @@ def test_a_cell_type_is_the_same_in_every_source(drawn):
         kind = FORMS[form]
         own = (adata.obs[kind.cell_type] == name).to_numpy()
         if kind.perturbation:
-            own &= (adata.obs[kind.perturbation] == kind.control).to_numpy()
+            own = own & (adata.obs[kind.perturbation] == kind.control).to_numpy()
         total = np.asarray(adata.X[own].sum(axis=0)).ravel() + 1.0
         shared = sorted(set(drawn["cytokines"][0].var_names) & set(drawn["rna"][0].var_names))
         return np.log(total / total.sum())[adata.var_names.get_indexer(shared)]
