@@ -24,6 +24,8 @@ while [ $# -gt 0 ]; do
     *) echo "error: $1: not an option (settings come after --)" >&2 && exit 2 ;;
   esac
 done
+# Five trainings of which four are one program: what one has compiled the others take from here.
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$workdir/compiled}
 configs=$(cd "$(dirname "$0")/../configs" && pwd)
 store=stores/pretraining/pbmc
 [ -z "$small" ] || store=$workdir/pretrain/stores/pbmc
