@@ -7,7 +7,7 @@ from trained_rows import Row
 from perturbdiff_jax.evaluation.metrics import LOWER_IS_BETTER
 from perturbdiff_jax.evaluation.page.drawing import INK, canvas
 
-COLORS = ("#2b6cb0", "#b3261e", "#9a6a00", "#3f7d4e", "#6b4fa0", "#59636d")
+COLORS = ("#2b6cb0", "#b3261e", "#9a6a00", "#3f7d4e", "#6b4fa0", "#59636d", "#c2599b", "#1f8a8a")
 LABELS = {
     "energy": "energy distance",
     "r2": "R2 of mean expression",
@@ -16,21 +16,21 @@ LABELS = {
 }
 
 
+def colors_of(rows: list[Row]) -> dict[str, str]:
+    """A color for each name, the same in all pictures of the same rows: what was trained comes first."""
+    names = dict.fromkeys(row.name for row in sorted(rows, key=lambda row: not row.curves))
+    return {name: COLORS[number % len(COLORS)] for number, name in enumerate(names)}
+
+
 def draw_shares(rows: list[Row], metrics: tuple[str, ...], path: Path) -> None:
     """A panel for each metric: mean and interval of each kind of row against the share of training cells."""
-    names = list(dict.fromkeys(row.name for row in rows))
+    colors = colors_of(rows)
     with canvas((3.3 * len(metrics), 3.4)) as (figure, first):
         first.remove()
         panels = figure.subplots(1, len(metrics), squeeze=False)[0]
         for axes, metric in zip(panels, metrics):
-            for number, name in enumerate(names):
-                _line(
-                    axes,
-                    [row for row in rows if row.name == name],
-                    metric,
-                    COLORS[number % len(COLORS)],
-                    number,
-                )
+            for number, (name, color) in enumerate(colors.items()):
+                _line(axes, [row for row in rows if row.name == name], metric, color, number)
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
             axes.xaxis.set_minor_formatter("")
@@ -63,10 +63,10 @@ def draw_curves(panels_of: dict[str, list[Row]], metric: str, path: Path) -> Non
         first.remove()
         panels = figure.subplots(1, len(panels_of), squeeze=False)[0]
         trained = {title: [row for row in rows if row.curves] for title, rows in panels_of.items()}
-        names = list(dict.fromkeys(row.name for rows in trained.values() for row in rows))
+        colors = colors_of([row for rows in panels_of.values() for row in rows])
         for axes, (title, rows) in zip(panels, trained.items()):
             for row in rows:
-                color = COLORS[names.index(row.name) % len(COLORS)]
+                color = colors[row.name]
                 for seed, curve in enumerate(row.curves):
                     axes.plot(
                         *zip(*curve), color=color, lw=1.1, alpha=0.8, label=row.name if not seed else None

@@ -22,6 +22,7 @@ from perturbdiff_jax.run_store import open_store
 from perturbdiff_jax.settings import from_config
 from perturbdiff_jax.train import train_and_evaluate
 from perturbdiff_jax.training_sets import shares_by_cells, training_sets
+from perturbdiff_jax.validation import of_contexts
 
 
 @pytest.fixture(scope="module")
@@ -256,3 +257,22 @@ def test_sources_of_different_kinds_become_matrices_on_the_host(stores, tmp_path
     mixture, _ = sets_of(mixed)
     assert [source.batcher.form for source in mixture.sources] == ["dense", "dense"]
     assert mixture[0].perturbed.shape == (8, 8, 40)
+
+
+def test_genes_that_nobody_counted_are_not_compared(stores):
+    store, rng = joined(stores), np.random.default_rng(0)
+
+    def walker(noise):
+        def walk(params, requests):
+            for request in requests:
+                cells = request.controls.toarray()
+                if request.source == 1:
+                    cells[:, ~store.stores[1].measured.any(axis=0)] += noise
+                yield request, cells, None
+
+        return walk
+
+    assert (~store.stores[1].measured.any(axis=0)).sum() == 5
+    scores = [of_contexts(store, walker(noise), conditions=4, cells=9)({}) for noise in (0.0, rng.random())]
+    assert scores[0] == scores[1] and len(of_contexts(store, walker(0.0), conditions=4, cells=9)) == 4
+    assert scores[0]["validation/r2"] == 1.0
