@@ -260,11 +260,12 @@ def test_sources_of_different_kinds_become_matrices_on_the_host(stores, tmp_path
 
 
 def test_genes_that_nobody_counted_are_not_compared(stores):
-    store, rng = joined(stores), np.random.default_rng(0)
+    store, rng, asked = joined(stores), np.random.default_rng(0), set()
 
     def walker(noise):
         def walk(params, requests):
             for request in requests:
+                asked.add((request.source, request.batch.split("_")[0]))
                 cells = request.controls.toarray()
                 if request.source == 1:
                     cells[:, ~store.stores[1].measured.any(axis=0)] += noise
@@ -276,3 +277,4 @@ def test_genes_that_nobody_counted_are_not_compared(stores):
     scores = [of_contexts(store, walker(noise), conditions=4, cells=9)({}) for noise in (0.0, rng.random())]
     assert scores[0] == scores[1] and len(of_contexts(store, walker(0.0), conditions=4, cells=9)) == 4
     assert scores[0]["validation/r2"] == 1.0
+    assert asked == {(0, "screen"), (1, "atlas")}
