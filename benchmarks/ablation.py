@@ -13,20 +13,24 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from trained_rows import RIVALS, ROOT, Row, changed, config_at, curve_of, finished, scores_of, table
+from trained_rows import (
+    CURVE,
+    RELEASED_FORM,
+    RIVALS,
+    ROOT,
+    Row,
+    changed,
+    config_at,
+    curve_of,
+    finished,
+    scores_of,
+    table,
+)
 from trained_rows_picture import draw_curves
 
 from perturbdiff_jax.data_options import named_parts
 from perturbdiff_jax.run_record import write_json
 
-CURVE = "energy"
-RELEASED_FORM = {
-    "model.anchor": "none",
-    "train.max_epochs": None,
-    "train.best_metric": CURVE,
-    "predict.calibration_draws": 0,
-    "predict.draws": 1,
-}
 WORLD = {
     "simulate.form": "cytokines",
     "simulate.cell_types": 3,

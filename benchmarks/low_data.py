@@ -18,6 +18,8 @@ import dataclasses
 from pathlib import Path
 
 from trained_rows import (
+    CURVE,
+    RELEASED_FORM,
     RIVALS,
     ROOT,
     Row,
@@ -36,15 +38,6 @@ from perturbdiff_jax.run_store import open_store
 from perturbdiff_jax.settings import from_config
 
 PICTURED = ("pearson_delta", "energy", "r2", "discrimination_score_l1")
-CURVE = "energy"
-# The laptop's recipe (configs/own_data.py) in the released form: whole cells are predicted, not changes.
-RELEASED_FORM = {
-    "model.anchor": "none",
-    "train.max_epochs": None,
-    "train.best_metric": CURVE,
-    "predict.calibration_draws": 0,
-    "predict.draws": 1,
-}
 PRETRAINING = {
     "model.use_perturbation": "no",
     "objective.drop_control": 1.0,
