@@ -38,16 +38,20 @@ class StepParts:
     accumulate: int = 1  # parts of a batch, one after the other
 
 
-def bind(model: Denoiser, params: dict, perturbation, cell_type, batch, source=None) -> objective.Denoise:
+def bind(
+    model: Denoiser, params: dict, perturbation, cell_type, batch, source=None, *, feeds_back: bool = True
+) -> objective.Denoise:
     """The network behind its covariates, as diffusion/ wants it: `denoise(xt, t, control, drop, previous, fed_back)`.
 
-    Codes are [B] or [B, S], `source` [B] or None.
+    Codes are [B] or [B, S], `source` [B] or None. Without `feeds_back` the previous estimate is not looked at: a
+    network that was trained without self-conditioning never learned to read it.
     """
     if not model.options.loops:
         params = trunk.written_out(params)  # here, so that a walk of many passes cuts a stack once
 
     def denoise(xt, t, control, drop, self_condition, fed_back=True):
         codes = (perturbation, cell_type, batch)
+        self_condition = self_condition if feeds_back else None
         return model.apply({"params": params}, xt, t, control, *codes, drop, self_condition, source, fed_back)
 
     return denoise

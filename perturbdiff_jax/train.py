@@ -208,6 +208,7 @@ def make_validation(settings: Settings, store: Store | JoinedStores, model) -> S
         divisor=settings.loader.divisor,
         seed=settings.seed,
         zero_control=settings.objective.drop_control == 1,
+        feeds_back=settings.objective.self_condition > 0,
     )
     most = {"conditions": settings.train.validation_conditions, "cells": settings.train.validation_cells}
     if isinstance(store, JoinedStores):

@@ -113,7 +113,7 @@ def sample(
     layers = checked_source(predictor.bundle, control.shape[0], source)
     keys = jax.random.split(jax.random.key(run_settings.checked_seed(seed)), control.shape[0])
     arrays = (predictor.params, *codes, layers, control, noise, keys)
-    return np.asarray(_sample(model, schedule, options, *arrays))
+    return np.asarray(_sample(model, schedule, options, predictor.feeds_back, *arrays))
 
 
 def checked_cells(model: Denoiser, **arrays) -> list[jax.Array | None]:
@@ -209,11 +209,12 @@ def _denoise(model: Denoiser, params: dict, codes, unconditional, source, xt, t,
     return bind(model, params, *codes, source)(xt, t, control, drop, self_condition)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _sample(
     model: Denoiser,
     schedule: Schedule,
     options: samplers.SamplerOptions,
+    feeds_back: bool,
     params: dict,
     codes,
     unconditional,
@@ -222,7 +223,7 @@ def _sample(
     init_noise,
     keys,
 ):
-    conditioned = bind(model, params, *codes, source)
+    conditioned = bind(model, params, *codes, source, feeds_back=feeds_back)
 
     def network(xt, t, control, drop, self_condition):
         return conditioned(xt, t, control, drop | unconditional, self_condition)

@@ -34,17 +34,18 @@ class Walker:
         divisor: float,
         seed: int,
         zero_control: bool = False,
+        feeds_back: bool = True,
         devices: Sequence[jax.Device] | None = None,
     ):
         """`zero_control`: the network was trained without control cells and gets none (marginal pretraining).
 
-        `devices`: by default all of this process.
+        `feeds_back`: it was trained with self-conditioning. `devices`: by default all of this process.
         """
         self.cells_per_set, self.sets_per_batch = cells_per_set, sets_per_batch
         self.divisor, self.seed = divisor, seed
         devices = jax.local_devices() if devices is None else list(devices)
         self._mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
-        self._walk = compiled(model, schedule, sampler, zero_control, self._mesh)
+        self._walk = compiled(model, schedule, sampler, zero_control, feeds_back, self._mesh)
 
     def plan(self, requests: Sequence[Request], sets_per_part: int | None = None) -> SetPlan:
         """How requests are cut: a part is what a device walks at a time; few sets are dealt to all devices."""
@@ -133,7 +134,12 @@ class Walker:
 
 @functools.lru_cache(maxsize=8)
 def compiled(
-    model: Denoiser, schedule: Schedule, sampler: SamplerOptions, zero_control: bool, mesh: Mesh
+    model: Denoiser,
+    schedule: Schedule,
+    sampler: SamplerOptions,
+    zero_control: bool,
+    feeds_back: bool,
+    mesh: Mesh,
 ) -> Callable[..., jax.Array]:
     """The jitted walk over `mesh`, which has the one axis `data`; kept, so that the same walk is compiled once.
 
@@ -143,7 +149,8 @@ def compiled(
     def walk(params, base, control, codes, source, address, index):
         control = jnp.zeros_like(control) if zero_control else control
         keys = jax.vmap(lambda a, i: jax.random.fold_in(jax.random.fold_in(base, a), i))(address, index)
-        denoise = bind(model, params, codes[:, 0], codes[:, 1], codes[:, 2], source)
+        columns = (codes[:, 0], codes[:, 1], codes[:, 2])
+        denoise = bind(model, params, *columns, source, feeds_back=feeds_back)
         return sample(denoise, control, schedule=schedule, options=sampler, keys=keys)
 
     # Every device walks its own sets by itself. Left to the partitioner, guidance, which stacks two branches over the

@@ -52,6 +52,11 @@ class Predictor:
         return list(self.bundle.sources)
 
     @property
+    def feeds_back(self) -> bool:
+        """Trained with self-conditioning, so walks hand each estimate to the next pass."""
+        return self.options.objective.self_condition > 0
+
+    @property
     def zero_control(self) -> bool:
         """Control cells were zeroed in training (marginal pretraining), so walks zero them as well."""
         return self.options.objective.drop_control == 1

@@ -105,6 +105,7 @@ def job(
         divisor=model.bundle.values["divisor"],
         seed=seed,
         zero_control=model.zero_control,
+        feeds_back=model.feeds_back,
         devices=devices,
     )
     told = facts(model.bundle, str(model.path), model.step, model.error, sampler=sampler, seed=seed)

@@ -1,10 +1,15 @@
 """Arrays in, arrays out: shapes, conditions, seeds, and refusals of what is not the model's."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import perturbdiff_jax
+from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.errors import RequestError
+from perturbdiff_jax.prediction.controls import from_store
+from perturbdiff_jax.prediction.design import split_design
 
 B, S, G = 3, 5, 40
 CODES = {"perturbation": np.array([1, 2, 3]), "cell_type": np.array([0, 1, 0]), "batch": np.array([0, 1, 1])}
@@ -113,3 +118,29 @@ def test_wrong_times_walks_and_seeds_are_refused(model, arrays):
     ):
         with pytest.raises(RequestError, match=message):
             model.sample(control, **CODES, **given)
+
+
+def without_self_conditioning(model):
+    objective = dataclasses.replace(model.options.objective, self_condition=0.0)
+    return dataclasses.replace(model, options=dataclasses.replace(model.options, objective=objective))
+
+
+def test_what_was_never_fed_back_in_training_is_not_in_walks(model, arrays, finished):
+    """The half of the input layer that reads estimates is as it was drawn: whatever it holds, walks are the same."""
+    kernel = np.array(model.params["embed_perturbed"]["kernel"])
+    kernel[G:] += 1.0
+    other = {**model.params, "embed_perturbed": {**model.params["embed_perturbed"], "kernel": kernel}}
+    spoilt = dataclasses.replace(model, params=other)
+    store = Store.open(finished.workdir / "store")
+    design, controls = split_design(store, "test").iloc[:1], from_store(store)
+
+    def walks(model):
+        quiet = {"echo": lambda _: None, "cells_per_condition": 8}
+        cells = model.predict_design(design.drop(columns="cells"), controls, **quiet).X
+        return model.sample(arrays[2], **CODES, start=4), cells.toarray()
+
+    assert model.feeds_back and not without_self_conditioning(model).feeds_back
+    for one, two in zip(walks(without_self_conditioning(model)), walks(without_self_conditioning(spoilt))):
+        np.testing.assert_array_equal(one, two)
+    for one, two in zip(walks(model), walks(spoilt)):
+        assert not np.array_equal(one, two)
