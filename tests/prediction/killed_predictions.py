@@ -97,6 +97,8 @@ def run(moment):
         said = os.open(f"{output}.{moment}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(said, 1)
         os.dup2(said, 2)
+        # A kill loses what is not written out; a file is not by the line, unless that is asked for.
+        sys.stdout.reconfigure(line_buffering=True)
         globals()[moment]()
         code = cli.run(
             [
