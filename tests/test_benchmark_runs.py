@@ -16,10 +16,12 @@ from perturbdiff_jax.data.conditions import TEST
 from perturbdiff_jax.data.store import Store
 from perturbdiff_jax.finetuning.start import Start, covariate_genes
 from perturbdiff_jax.optim import optimizer
+from perturbdiff_jax.placement import placed
 from perturbdiff_jax.run_setup import describe, settle
 from perturbdiff_jax.run_store import open_store
 from perturbdiff_jax.settings import from_config
 from perturbdiff_jax.state import create_state, init_params
+from perturbdiff_jax.step import StepParts, compile_step, initial_state
 from perturbdiff_jax.train import train
 from perturbdiff_jax.training_sets import training_sets
 
@@ -80,13 +82,26 @@ def test_the_scaling_study_and_the_ablation_in_small_are_pbmc_in_small():
 
 
 @pytest.mark.parametrize(("name", "sets"), [("pbmc", 8), ("without_mmd", 8), ("replogle", 4)])
-def test_batches_are_dealt_to_a_mesh(name, sets, tmp_path):
-    """Those that take their steps in no test below: the same program, other cells or weights of a loss."""
+def test_a_step_on_a_mesh(name, sets, tmp_path):
+    """Of those that take their steps in no test below."""
     settings, store = prepared(name, tmp_path / "run")
     mesh = sharding.make_mesh(settings.mesh)
     sharding.check_divisible(settings.loader.sets_per_batch, mesh, settings.train.accumulate)
-    batch = training_sets(settings, store, mesh)[0]
-    assert len(jax.devices()) == 8 and np.shape(batch.mask) == (sets, 16)
+    dealt = training_sets(settings, store, mesh)
+    assert len(jax.devices()) == 8 and np.shape(dealt[0].mask) == (sets, 16)
+    parts = StepParts(
+        model=build_model(describe(settings, store), settings.model),
+        tx=optimizer(settings.optim, settings.train.steps),
+        schedule=settings.schedule,
+        objective=settings.objective,
+        ema=settings.ema,
+        seed=settings.seed,
+    )
+    state, step = initial_state(parts, mesh), compile_step(parts, mesh)
+    ((_, batch),) = placed(dealt, mesh, 0, 1)
+    state, metrics = step(state, batch)
+    assert int(state.step) == 1 and 0 < float(metrics["loss/total"]) < np.inf
+    assert (float(metrics["loss/energy"]) == 0) == (name == "without_mmd")
     assert (store.groups.split == TEST).any() and store.control == settings.data.control
     assert store.manifest["keys"]["perturbation"] == settings.data.perturbation_key
 
