@@ -163,7 +163,10 @@ def test_held_out_conditions_are_predicted_zero_shot(run, stores):
     found = set(zip(predicted["perturbation"], predicted["cell_type"], predicted["batch"]))
     assert found == held and not predicted["seen_perturbation"].any()
     assert json.loads((folder / "summary.json").read_text()) and (folder / "report.html").is_file()
-    assert not (run / "predictions.h5ad").exists() and (run / "report.html").is_file()
+    assert not (run / "predictions.h5ad").exists()
+    page = (run / "report.html").read_text()
+    energy = json.loads((folder / "summary.json").read_text())["models"]["perturbdiff"]["energy"]["mean"]
+    assert f'<a href="zero_shot/screen/report.html">screen</a>: Energy distance {energy:.3f}' in page
 
 
 def test_the_command_predicts_the_same_cells(run, stores, tmp_path):

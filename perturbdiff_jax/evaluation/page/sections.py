@@ -6,7 +6,7 @@ one sentence that says why; nothing here raises for it.
 
 import math
 
-from perturbdiff_jax.evaluation.page import facts, glossary, markup, unseen, verdict
+from perturbdiff_jax.evaluation.page import facts, glossary, markup, unseen, verdict, zero_shot
 from perturbdiff_jax.evaluation.page.glossary import CEILING, HEADLINE
 from perturbdiff_jax.evaluation.page.markup import Column
 from perturbdiff_jax.evaluation.page.metric_tables import score_cell
@@ -19,6 +19,8 @@ _KEYS = ["cell_type", "perturbation"]
 def verdict_section(results: Results):
     """In words and three tiles: where we stand against the best baseline and the ceiling."""
     heading = ("verdict", "Verdict")
+    if "summary" in results.absent and (said := zero_shot.told(results.workdir)):
+        return *heading, f'<div class="verdict">{said}</div>'
     if "summary" in results.absent or not results.models.get(glossary.ours()):
         return *heading, markup.absent(
             results.absent.get("summary", "summary.json has no row for the model.")
