@@ -1,4 +1,4 @@
-"""What the page of a pretraining says instead of a verdict: zero-shot scores of every screen, with links to its page."""
+"""What the page of a pretraining says instead of a verdict: zero-shot scores of every screen, linked to its page."""
 
 import json
 import math
