@@ -2,78 +2,48 @@
 
     ED(x, y) = E|x - y| - 1/2 E|x - x'| - 1/2 E|y - y'|      (V-statistic: all pairs, the diagonal included)
 
-which is half the usual energy distance and the value of the released loss; |d| = sqrt(max(|d|^2, 1e-8)).
-Squared distances use the Gram expansion, so no S x S x G tensor ever exists; the derivative with respect to y_j is
-a weighted sum of differences, two matrix products. The expansion cancels badly in reduced precision: products run
-in float32 at highest matmul precision whatever the caller's dtype. Error against float64, measured on expression
-/ 10 (16 to 64 cells, 50 to 200 genes): below 2e-4, all of it from the diagonal.
+which is half the usual energy distance and the value of the released loss; |d| = sqrt(max(|d|^2, 1e-8)). One function,
+three ways, the same value:
+
+    gram        whole Gram matrices at once, in a batch of sets: training
+    blockwise   blocks of cells one after the other: memory does not grow with S x R
+    fused       a Pallas kernel of a GPU or TPU (elsewhere the same steps as ordinary operations: slow, for tests)
+
+No way makes an S x S x G tensor, forward or backward, and all multiply in float32 at the highest matmul precision,
+whatever the caller's dtype: squared distances come from a Gram expansion, which tf32 and bfloat16 would ruin. Worst
+error against float64 over the cases of tests/kernels/test_energy_accuracy.py, in parts of a typical distance: 1e-6
+(nearly equal sets, 12,626 genes, 95 % zeros, values up to 1e3, a large common offset).
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 
-FLOOR = 1e-8  # of squared distances, as released; the gradient is zero where it acts
+from perturbdiff_jax.kernels import blockwise, fused, gram
+from perturbdiff_jax.kernels.distances import normalised
+
+WAYS = ("auto", "gram", "blockwise", "fused")
+# Most distances of a set, (S + R)^2, for which "gram" is chosen; measured by benchmarks/energy_distance.py on CPUs,
+# where it and "blockwise" are as fast from there on and memory decides. On other backends nothing was measured:
+# the limit is theirs until something is, and "fused" is never chosen.
+LARGEST_GRAM = 8192**2
 
 
-def _gram(x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.einsum("...ig,...jg->...ij", x, y, precision=jax.lax.Precision.HIGHEST)
+def chosen(cells_x: int, cells_y: int) -> str:
+    """The way that "auto" takes for sets of so many cells: "gram" or "blockwise"."""
+    return "gram" if (cells_x + cells_y) ** 2 <= LARGEST_GRAM else "blockwise"
 
 
-def pairwise_distance(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Euclidean distances [..., S, R] between cells x [..., S, G] and y [..., R, G], floored at 1e-4."""
-    x2 = jnp.square(x).sum(axis=-1)[..., :, None]
-    y2 = jnp.square(y).sum(axis=-1)[..., None, :]
-    return jnp.sqrt(jnp.maximum(x2 - 2.0 * _gram(x, y) + y2, FLOOR))
-
-
-def _pull(distance: jax.Array, x: jax.Array, y: jax.Array, wx: jax.Array, wy: jax.Array) -> jax.Array:
-    """d/dy_j of sum_ij wx_i wy_j |x_i - y_j|: [..., R, G]."""
-    inverse = jnp.where(distance > FLOOR**0.5 * 1.0001, 1.0 / distance, 0.0)
-    weight = inverse * wx[..., :, None] * wy[..., None, :]
-    pulled = jnp.einsum("...ij,...ig->...jg", weight, x, precision=jax.lax.Precision.HIGHEST)
-    return y * weight.sum(axis=-2)[..., None] - pulled
-
-
-def _mean(distance: jax.Array, wx: jax.Array, wy: jax.Array) -> jax.Array:
-    return jnp.einsum("...ij,...i,...j->...", distance, wx, wy, precision=jax.lax.Precision.HIGHEST)
-
-
-@jax.custom_vjp
-def _energy(x: jax.Array, y: jax.Array, wx: jax.Array, wy: jax.Array) -> jax.Array:
-    return _energy_forward(x, y, wx, wy)[0]
-
-
-def _energy_forward(x, y, wx, wy):
-    dxy, dxx, dyy = pairwise_distance(x, y), pairwise_distance(x, x), pairwise_distance(y, y)
-    value = _mean(dxy, wx, wy) - 0.5 * _mean(dxx, wx, wx) - 0.5 * _mean(dyy, wy, wy)
-    return value, (x, y, wx, wy, dxy, dxx, dyy)
-
-
-def _energy_backward(kept, g):
-    x, y, wx, wy, dxy, dxx, dyy = kept
-    g = g[..., None, None]
-    # The self terms are symmetric: one half times both arguments leaves one pull. Unused outputs cost nothing
-    # under jit: the loss differentiates y only.
-    grad_y = _pull(dxy, x, y, wx, wy) - _pull(dyy, y, y, wy, wy)
-    grad_x = _pull(jnp.swapaxes(dxy, -1, -2), y, x, wy, wx) - _pull(dxx, x, x, wx, wx)
-    return g * grad_x, g * grad_y, None, None
-
-
-_energy.defvjp(_energy_forward, _energy_backward)
-
-
-def _weights(cells: jax.Array, weights: jax.Array | None) -> jax.Array:
-    if weights is None:
-        return jnp.full(cells.shape[:-1], 1.0 / cells.shape[-2], jnp.float32)
-    weights = weights.astype(jnp.float32)
-    return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-12)
-
-
-@functools.partial(jax.jit, inline=True)
+@functools.partial(jax.jit, inline=True, static_argnames=("way",))
 def energy_distance(
-    x: jax.Array, y: jax.Array, *, weights_x: jax.Array | None = None, weights_y: jax.Array | None = None
+    x: jax.Array,
+    y: jax.Array,
+    *,
+    weights_x: jax.Array | None = None,
+    weights_y: jax.Array | None = None,
+    way: str = "auto",
 ) -> jax.Array:
     """Half energy distance of each set, [...] float32.
 
@@ -82,9 +52,28 @@ def energy_distance(
       y: [..., R, G] cells; the usual differentiated argument.
       weights_x: [..., S] non-negative weights (a mask), normalised here; None = equal. Not differentiated.
       weights_y: [..., R], the same for y.
+      way: see above; "auto" chooses by the number of cells.
 
     Returns:
       One value per set; about 0 for equal sets, gradients finite also where two cells coincide.
+
+    Raises:
+      ValueError: an unknown way, or cells that do not fit each other.
     """
+    if way not in WAYS:
+        raise ValueError(f"way is {way!r}; allowed: {', '.join(WAYS)}")
+    if x.shape[:-2] != y.shape[:-2] or x.shape[-1] != y.shape[-1]:
+        raise ValueError(f"cells of shapes {x.shape} and {y.shape}: sets and genes must be the same")
     x, y = x.astype(jnp.float32), y.astype(jnp.float32)
-    return _energy(x, y, _weights(x, weights_x), _weights(y, weights_y))
+    wx, wy = normalised(x, weights_x), normalised(y, weights_y)
+    if way == "auto":
+        way = chosen(x.shape[-2], y.shape[-2])
+    if way == "gram":
+        return gram.energy(x, y, wx, wy)
+    sets, given = x.shape[:-2], (x, y, wx, wy)
+    given = [a.reshape(math.prod(sets), *a.shape[len(sets) :]) for a in given]
+    if way == "blockwise":
+        found = jax.lax.map(lambda one: blockwise.energy(*one), tuple(given))
+    else:
+        found = fused.energy(*given, fused.kernel_of(jax.default_backend()))
+    return found.reshape(sets)

@@ -7,7 +7,8 @@ import pytest
 from recorded import ENERGY, agree
 
 from perturbdiff_jax.diffusion.schedule import SCHEDULES, Schedule
-from perturbdiff_jax.kernels.energy_distance import FLOOR, energy_distance, pairwise_distance
+from perturbdiff_jax.kernels.distances import FLOOR, pairwise_distance
+from perturbdiff_jax.kernels.energy_distance import energy_distance
 from perturbdiff_jax.models.layers import time_features
 from perturbdiff_jax.optim import EmaOptions, OptimOptions, learning_rate, update_ema
 

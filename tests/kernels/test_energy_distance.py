@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perturbdiff_jax.kernels.energy_distance import energy_distance, pairwise_distance
+from perturbdiff_jax.kernels.distances import pairwise_distance
+from perturbdiff_jax.kernels.energy_distance import energy_distance
 
 
 def loops(x, y, wx=None, wy=None):
