@@ -65,10 +65,10 @@ def mean_distance(
 ) -> jax.Array:
     """sum_ij wx_i wy_j (|x_i - y_j| - shift), [] float32, of x [S, G] and y [R, G].
 
-    `centre` [1, G] is taken off the cells of a block before they are multiplied. Where x is y (the same array) half
-    of the blocks are looked at, and a cell is at the floor from itself.
+    `centre` [1, G] is taken off the cells of a block before they are multiplied. Where x is y and wx is wy (the same
+    arrays) half of the blocks are looked at, and a cell is at the floor from itself.
     """
-    same = x is y
+    same = x is y and wx is wy
     rows, columns = _blocks(x, block), _blocks(y, block)
     pairs = [(i, j) for i in rows for j in columns if not same or j >= i]
     zero = jnp.zeros((), jnp.float32)
