@@ -35,7 +35,7 @@ def energy(x: jax.Array, y: jax.Array, wx: jax.Array, wy: jax.Array, block: int 
 
 
 def _forward(x, y, wx, wy, block):
-    centre = middle(x)
+    centre = middle(x, wx)
     shift = typical(norms(x - centre), wx, norms(y - centre), wy)
     mean = functools.partial(mean_distance, centre=centre, shift=shift, block=block)
     value = mean(x, y, wx, wy) - 0.5 * mean(x, x, wx, wx) - 0.5 * mean(y, y, wy, wy)
@@ -44,7 +44,7 @@ def _forward(x, y, wx, wy, block):
 
 def _backward(block, kept, g):
     x, y, wx, wy = kept
-    centre = middle(x)
+    centre = middle(x, wx)
     grad_x = _pull(y, x, wy, wx, centre, block) - _pull(x, x, wx, wx, centre, block)
     grad_y = _pull(x, y, wx, wy, centre, block) - _pull(y, y, wy, wy, centre, block)
     return g * grad_x, g * grad_y, None, None

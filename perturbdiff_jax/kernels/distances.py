@@ -47,11 +47,12 @@ def normalised(cells: jax.Array, weights: jax.Array | None) -> jax.Array:
     return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), 1e-12)
 
 
-def middle(x: jax.Array) -> jax.Array:
-    """Mean cell [..., 1, G]. Cells are taken from there before they are multiplied: differences stay, lengths shrink,
-    and with them what is lost when they cancel.
+def middle(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """Mean cell [..., 1, G] under weights [..., S] that sum to 1; cells that weigh nothing, whatever they are, move it
+    nowhere. Cells are taken from there before they are multiplied: differences stay, lengths shrink, and with them
+    what is lost when they cancel.
     """
-    return x.mean(axis=-2, keepdims=True)
+    return jnp.einsum("...ig,...i->...g", x, weights, precision=EXACT)[..., None, :]
 
 
 def typical(x2: jax.Array, wx: jax.Array, y2: jax.Array, wy: jax.Array) -> jax.Array:

@@ -32,7 +32,7 @@ def energy(
 
     Differentiable in x and y; weights are constants. `row_sums` is a kernel (see `kernel_of`).
     """
-    centre = middle(x)
+    centre = middle(x, wx)
     x, y = x - centre, y - centre
     x2, y2 = norms(x), norms(y)
     shift = typical(x2, wx, y2, wy)
