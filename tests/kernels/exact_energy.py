@@ -24,9 +24,7 @@ def shares(cells, weights=None):
 def energy(x, y, wx=None, wy=None):
     """E|x - y| - 1/2 E|x - x'| - 1/2 E|y - y'| of one pair of sets."""
     wx, wy = shares(x, wx), shares(y, wy)
-    return (
-        wx @ distances(x, y) @ wy - 0.5 * (wx @ distances(x, x) @ wx) - 0.5 * (wy @ distances(y, y) @ wy)
-    )
+    return wx @ distances(x, y) @ wy - 0.5 * (wx @ distances(x, x) @ wx) - 0.5 * (wy @ distances(y, y) @ wy)
 
 
 def gradients(x, y, wx=None, wy=None):

@@ -1,0 +1,95 @@
+"""The energy distance block by block: that of whole matrices, in bounded memory, each pair looked at once."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from exact_energy import distances, energy, expression, off, shares
+
+from perturbdiff_jax.kernels import blockwise, gram
+
+GENES = 300
+# (cells of x, cells of y, cells of a block)
+SIZES = {
+    "blocks that divide both": (48, 24, 8),
+    "blocks that divide neither": (41, 23, 8),
+    "one cell behind the last block": (33, 17, 16),
+    "one of two sets smaller than a block": (37, 5, 8),
+    "both smaller than a block": (5, 7, 64),
+    "blocks of one cell": (6, 4, 1),
+    "blocks as large as the sets": (20, 20, 20),
+}
+
+
+def given(cells_x, cells_y, seed=0):
+    """(x, y, wx, wy): unequal weights that sum to 1, every fourth of 0."""
+    draw = np.random.default_rng(seed)
+    x, y = expression(draw, cells_x, GENES), expression(draw, cells_y, GENES, 0.2)
+    weights = [draw.uniform(0.2, 2.0, n) * (np.arange(n) % 4 != 1) for n in (cells_x, cells_y)]
+    wx, wy = (jnp.array(w / w.sum(), jnp.float32) for w in weights)
+    return jnp.array(x), jnp.array(y), wx, wy
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_value_and_derivatives_are_those_of_whole_matrices(case):
+    *sizes, block = SIZES[case]
+    x, y, wx, wy = given(*sizes)
+
+    def taken(function):
+        return jax.jit(jax.value_and_grad(function, argnums=(0, 1)))(x, y, wx, wy)
+
+    value, pulls = taken(functools.partial(blockwise.energy, block=block))
+    wanted, wanted_pulls = taken(gram.energy)
+    np.testing.assert_allclose(value, wanted, atol=2e-7)
+    np.testing.assert_allclose(value, energy(x, y, wx, wy), atol=2e-7)
+    for got, want in zip(pulls, wanted_pulls, strict=True):
+        assert off(got, np.asarray(want, np.float64)) < 3e-6
+
+
+def test_cells_that_weigh_nothing_could_as_well_be_missing():
+    x, y, wx, wy = given(41, 23)
+    there = np.flatnonzero(wx), np.flatnonzero(wy)
+    got = blockwise.energy(x.at[wx == 0].set(50.0), y.at[wy == 0].set(-50.0), wx, wy, 8)
+    want = blockwise.energy(x[there[0]], y[there[1]], wx[there[0]], wy[there[1]], 8)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_one_array_with_two_weightings_is_two_sets():
+    """Half of the pairs may stand for all only where both sides weigh alike."""
+    x, _, wx, _ = given(20, 4)
+    other = jnp.array(shares(x, np.linspace(0.1, 3, 20)), jnp.float32)
+    np.testing.assert_allclose(blockwise.energy(x, x, wx, other, 8), energy(x, x, wx, other), atol=1e-6)
+
+
+@pytest.mark.parametrize("derivative", [False, True])
+def test_memory_is_that_of_blocks(derivative):
+    """4096 cells against 4096 have 64 MiB of distances; a block of 256 has a 256th of them."""
+    cells, genes, block = 4096, 8, 256
+    function = functools.partial(blockwise.energy, block=block)
+    if derivative:
+        function = jax.grad(function, argnums=(0, 1))
+    set_, weights = jnp.zeros((cells, genes)), jnp.zeros(cells)
+    compiled = jax.jit(function).lower(set_, set_, weights, weights).compile()
+    inputs, one_block = 4 * cells * genes, 4 * block * block
+    taken = compiled.memory_analysis().temp_size_in_bytes
+    assert one_block < taken < 4 * one_block + 2 * inputs < 4 * cells * cells / 32
+
+
+def test_sums_of_many_blocks_keep_their_last_digits():
+    """65,536 blocks, one after the other onto one number: a plain sum is off by thirty units in the last place."""
+    draw = np.random.default_rng(0)
+    x, y = (expression(draw, 256, 50) for _ in range(2))
+    weights = jnp.full(256, 1 / 256)
+    nowhere = {"centre": jnp.zeros((1, 50)), "shift": jnp.zeros(())}
+    got = jax.jit(functools.partial(blockwise.mean_distance, block=1))(x, y, weights, weights, **nowhere)
+    np.testing.assert_allclose(got, distances(x, y).mean(), rtol=2e-7)
+
+
+def test_of_a_set_and_itself_half_of_the_blocks_are_looked_at():
+    """Five blocks of x, three of y: 5 x 3 pairs between them, 5 x 6 / 2 and 3 x 4 / 2 within."""
+    x, y, wx, wy = given(33, 20)
+    graph = jax.make_jaxpr(functools.partial(blockwise.energy, block=8))(x, y, wx, wy)
+    assert sorted(map(int, re.findall(r"length=(\d+)", str(graph)))) == [6, 15, 15]
