@@ -71,7 +71,9 @@ class _Populations:
         codes = np.asarray(codes)
         if codes.shape != cells.shape[:1] or not len(codes) or not np.issubdtype(codes.dtype, np.integer):
             raise ValueError(f"{name}: must be one whole number for each of {cells.shape[0]} cells")
-        counts = np.bincount(codes) if codes.min() >= 0 else np.zeros(1, int)
+        if codes.min() < 0:
+            raise ValueError(f"{name}: must be 0 to P - 1, each with a cell; {codes.min()} is none of them")
+        counts = np.bincount(codes)
         if (counts == 0).any():
             raise ValueError(f"{name}: must be 0 to P - 1, each with a cell; {np.argmin(counts)} has none")
         order = np.argsort(codes, kind="stable")
