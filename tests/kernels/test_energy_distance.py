@@ -1,4 +1,6 @@
-"""The energy-distance kernel against loops in float64, its properties, and the recorded released values."""
+"""The energy distance, every way, against loops in float64, its properties, and the recorded released values."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,9 @@ import numpy as np
 import pytest
 
 from perturbdiff_jax.kernels.distances import pairwise_distance
-from perturbdiff_jax.kernels.energy_distance import energy_distance
+from perturbdiff_jax.kernels.energy_distance import chosen, energy_distance
+
+every_way = pytest.mark.parametrize("way", ["gram", "blockwise", "fused"])
 
 
 def loops(x, y, wx=None, wy=None):
@@ -29,36 +33,54 @@ def sets():
     return x.astype(np.float32), y.astype(np.float32)
 
 
-def test_equals_loops(sets):
+@every_way
+def test_equals_loops(sets, way):
     x, y = sets
     want = [loops(a, b) for a, b in zip(x, y)]
-    np.testing.assert_allclose(energy_distance(x, y), want, atol=2e-4)
+    np.testing.assert_allclose(energy_distance(x, y, way=way), want, atol=5e-5)
 
 
-def test_weights_equal_loops_and_masking_equals_deleting(sets):
+@every_way
+def test_weights_equal_loops_and_masking_equals_deleting(sets, way):
     x, y = sets
     mask = np.array([1, 1, 1, 0, 1, 0, 1], np.float32)
-    got = energy_distance(x, y, weights_y=np.stack([mask] * 3))
-    np.testing.assert_allclose(got, energy_distance(x, y[:, mask > 0]), atol=2e-5)
+    got = energy_distance(x, y, weights_y=np.stack([mask] * 3), way=way)
+    np.testing.assert_allclose(got, energy_distance(x, y[:, mask > 0], way=way), atol=2e-5)
     weights = np.linspace(0.5, 2, 9)
-    got = energy_distance(x, y, weights_x=np.stack([weights] * 3))
-    np.testing.assert_allclose(got, [loops(a, b, weights) for a, b in zip(x, y)], atol=2e-4)
+    got = energy_distance(x, y, weights_x=np.stack([weights] * 3), way=way)
+    np.testing.assert_allclose(got, [loops(a, b, weights) for a, b in zip(x, y)], atol=5e-5)
 
 
-def test_zero_for_equal_sets_symmetric_and_blind_to_order(sets):
+@every_way
+def test_zero_for_equal_sets_symmetric_and_blind_to_order(sets, way):
     x, y = sets
-    np.testing.assert_allclose(energy_distance(x, x), 0.0, atol=1e-6)
-    np.testing.assert_allclose(energy_distance(x, y), energy_distance(y, x), atol=1e-6)
-    np.testing.assert_allclose(energy_distance(x[:, ::-1], y), energy_distance(x, y), atol=1e-6)
-    assert (np.asarray(energy_distance(x, y)) > 0).all()
+    found = functools.partial(energy_distance, way=way)
+    # Whole matrices know that equal cells are equal; elsewhere one pair in nine may come out 1e-3 apart.
+    np.testing.assert_allclose(found(x, x), 0.0, atol=1e-8 if way == "gram" else 2e-5)
+    np.testing.assert_allclose(found(x, y), found(y, x), atol=1e-6)
+    np.testing.assert_allclose(found(x[:, ::-1], y), found(x, y), atol=1e-6)
+    assert (np.asarray(found(x, y)) > 0).all()
+
+
+@pytest.mark.parametrize("leading", [(), (3, 1)])
+@every_way
+def test_sets_lie_along_any_leading_axes(sets, leading, way):
+    x, y = (a if leading else a[0] for a in sets)
+    x, y = (a.reshape(*leading, *a.shape[-2:]) for a in (x, y))
+    weights = np.broadcast_to(np.linspace(0.5, 2, 7, dtype=np.float32), y.shape[:-1])
+    got = energy_distance(x, y, weights_y=weights, way=way)
+    assert got.shape == leading and got.dtype == jnp.float32
+    want = [loops(a, b, None, weights.reshape(-1, 7)[0]) for a, b in zip(*sets)]
+    np.testing.assert_allclose(got.reshape(-1), want[: got.size], atol=5e-5)
 
 
 @pytest.mark.parametrize("argument", [0, 1])
-def test_gradient_equals_differences(sets, argument):
+@every_way
+def test_gradient_equals_differences(sets, way, argument):
     x, y = (a.astype(np.float64) for a in sets)
     weights = np.linspace(0.5, 2, 7)
     gradient = jax.grad(
-        lambda *a: energy_distance(*a, weights_y=jnp.stack([weights] * 3)).sum(), argnums=argument
+        lambda *a: energy_distance(*a, weights_y=jnp.stack([weights] * 3), way=way).sum(), argnums=argument
     )(jnp.float32(x), jnp.float32(y))
     rng = np.random.default_rng(1)
     for _ in range(3):
@@ -72,10 +94,22 @@ def test_gradient_equals_differences(sets, argument):
         np.testing.assert_allclose((np.asarray(gradient) * direction).sum(), want, rtol=2e-3)
 
 
-def test_gradient_is_finite_where_cells_coincide():
+@every_way
+def test_gradient_is_finite_where_cells_coincide(way):
+    """And nothing, for sets are equal: what pulls each cell away pulls it back."""
     x = jnp.zeros((1, 4, 5)).at[0, 0].set(1.0)
-    gradient = jax.grad(lambda y: energy_distance(x, y).sum())(x)
-    assert np.isfinite(gradient).all()
+    gradient = jax.grad(lambda y: energy_distance(x, y, way=way).sum())(x)
+    np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
+
+
+@every_way
+def test_weights_are_constants(sets, way):
+    x, y = sets
+
+    def of_weights(weights):
+        return energy_distance(x, y, weights_x=weights, way=way).sum()
+
+    assert not np.any(jax.grad(of_weights)(jnp.ones((3, 9))))
 
 
 def test_no_tensor_of_all_pairs_and_genes_exists():
@@ -84,6 +118,48 @@ def test_no_tensor_of_all_pairs_and_genes_exists():
     text = jax.jit(jax.grad(lambda y: energy_distance(x, y).sum())).lower(x).as_text()
     assert f"{cells}x{cells}x" in text  # distances are there
     assert f"{cells}x{cells}x{genes}" not in text
+
+
+def shapes(cells_x, cells_y):
+    return [jax.ShapeDtypeStruct((1, cells, 8), jnp.float32) for cells in (cells_x, cells_y)]
+
+
+@pytest.mark.parametrize(
+    "cells_x, cells_y, way",
+    [
+        (32, 32, "gram"),
+        (256, 256, "gram"),
+        (2048, 2048, "gram"),
+        (4096, 4096, "gram"),
+        (4096, 4097, "blockwise"),
+        (1, 8192, "blockwise"),
+        (100_000, 100_000, "blockwise"),
+    ],
+)
+def test_which_way_is_chosen(cells_x, cells_y, way):
+    """Sets of training lie in whole matrices, large ones do not; no way is another, and none is fused by itself."""
+    assert chosen(cells_x, cells_y) == way
+    # Nothing is computed: the programs are compared.
+    graphs = {
+        name: str(jax.make_jaxpr(functools.partial(energy_distance, way=name))(*shapes(cells_x, cells_y)))
+        for name in ("auto", "gram", "blockwise", "fused")
+    }
+    taken = graphs.pop("auto")
+    assert "pallas_call" in graphs["fused"] and "pallas_call" not in taken
+    assert [name for name, graph in graphs.items() if graph == taken] == [way]
+
+
+@pytest.mark.parametrize("way", ["Gram", "", None, "sinkhorn"])
+def test_an_unknown_way_is_refused(sets, way):
+    with pytest.raises(ValueError, match=f"way is {way!r}; allowed: auto, gram, blockwise, fused"):
+        energy_distance(*sets, way=way)
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 20), (3, 7, 19), (7, 20), (1, 3, 7, 20)])
+def test_cells_that_do_not_fit_are_refused(sets, shape):
+    with pytest.raises(ValueError) as raised:
+        energy_distance(sets[0], np.zeros(shape, np.float32))
+    assert f"shapes (3, 9, 20) and {shape}" in str(raised.value)
 
 
 def test_bfloat16_input_is_computed_in_float32(sets):
