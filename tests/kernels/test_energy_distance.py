@@ -45,7 +45,7 @@ def test_weights_equal_loops_and_masking_equals_deleting(sets, way):
     x, y = sets
     mask = np.array([1, 1, 1, 0, 1, 0, 1], np.float32)
     got = energy_distance(x, y, weights_y=np.stack([mask] * 3), way=way)
-    np.testing.assert_allclose(got, energy_distance(x, y[:, mask > 0], way=way), atol=2e-5)
+    np.testing.assert_allclose(got, [loops(a, b[mask > 0]) for a, b in zip(x, y)], atol=5e-5)
     weights = np.linspace(0.5, 2, 9)
     got = energy_distance(x, y, weights_x=np.stack([weights] * 3), way=way)
     np.testing.assert_allclose(got, [loops(a, b, weights) for a, b in zip(x, y)], atol=5e-5)
@@ -74,16 +74,17 @@ def test_sets_lie_along_any_leading_axes(sets, leading, way):
     np.testing.assert_allclose(got.reshape(-1), want[: got.size], atol=5e-5)
 
 
-@pytest.mark.parametrize("argument", [0, 1])
 @every_way
-def test_gradient_equals_differences(sets, way, argument):
+def test_gradients_equal_differences(sets, way):
     x, y = (a.astype(np.float64) for a in sets)
     weights = np.linspace(0.5, 2, 7)
-    gradient = jax.grad(
-        lambda *a: energy_distance(*a, weights_y=jnp.stack([weights] * 3), way=way).sum(), argnums=argument
+    gradients = jax.jit(
+        jax.grad(
+            lambda *a: energy_distance(*a, weights_y=jnp.stack([weights] * 3), way=way).sum(), argnums=(0, 1)
+        )
     )(jnp.float32(x), jnp.float32(y))
     rng = np.random.default_rng(1)
-    for _ in range(3):
+    for argument in (0, 0, 0, 1, 1, 1):
         direction = rng.normal(size=(x, y)[argument].shape)
         moved = [(x, y), (x, y)]
         for i, sign in enumerate((1, -1)):
@@ -91,7 +92,7 @@ def test_gradient_equals_differences(sets, way, argument):
             pair[argument] = pair[argument] + sign * 1e-5 * direction
             moved[i] = sum(loops(a, b, None, weights) for a, b in zip(*pair))
         want = (moved[0] - moved[1]) / 2e-5
-        np.testing.assert_allclose((np.asarray(gradient) * direction).sum(), want, rtol=2e-3)
+        np.testing.assert_allclose((np.asarray(gradients[argument]) * direction).sum(), want, rtol=2e-3)
 
 
 @every_way
