@@ -138,8 +138,7 @@ def _group_counts(
     mean = shares(log_base + activity @ loading) * rng.lognormal(np.log(depth), 0.35, (cells, 1))
     shape = 1 / dispersion
     counts = rng.poisson(rng.gamma(shape, mean / shape))
-    kept = rng.random(counts.shape) > 0.3 * np.exp(-1.5 * mean)
-    counts = counts * kept
+    counts *= rng.random(counts.shape) > 0.3 * np.exp(-1.5 * mean)
     # A droplet without any molecule is never called a cell: give it one molecule of its commonest gene.
     empty = counts.sum(axis=1) == 0
     counts[empty, mean.argmax(axis=1)[empty]] = 1
