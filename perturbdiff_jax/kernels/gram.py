@@ -1,8 +1,9 @@
 """The energy distance from whole Gram matrices: for sets whose S x S numbers fit in memory, as in training.
 
 Forward three products, backward two: the derivative with respect to y_j is a weighted sum of differences. Squared
-lengths are the diagonals of the Gram matrices, which are summed in the same order as their other entries: equal cells
-are at distance 0 (then the floor), where lengths summed otherwise would leave the rounding of the products.
+lengths are the diagonals of the Gram matrices. Where a backend sums all entries in one order (CPUs do within a matrix,
+and between matrices of one size), equal cells are at distance 0 (then the floor); lengths summed otherwise would leave
+the rounding of the products.
 """
 
 import jax
