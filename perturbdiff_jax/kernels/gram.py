@@ -37,19 +37,27 @@ def _mean(distance: jax.Array, wx: jax.Array, wy: jax.Array) -> jax.Array:
 
 def _backward(kept, g):
     x, y, wx, wy, dxx, dyy, dyx = kept
-    g = g[..., None, None]
-    # The self terms are symmetric: one half times both arguments leaves one pull. Unused outputs cost nothing
-    # under jit: the loss differentiates y only.
-    grad_y = _pull(dyx, y, x, wy, wx) - _pull(dyy, y, y, wy, wy)
-    grad_x = _pull(jnp.swapaxes(dyx, -1, -2), x, y, wx, wy) - _pull(dxx, x, x, wx, wx)
-    return g * grad_x, g * grad_y, None, None
+    # Unused outputs cost nothing under jit: the loss differentiates y only.
+    grad_x = _gradient(x, y, wx, wy, jnp.swapaxes(dyx, -1, -2), dxx, g)
+    grad_y = _gradient(y, x, wy, wx, dyx, dyy, g)
+    return grad_x, grad_y, None, None
 
 
-def _pull(distance: jax.Array, y: jax.Array, x: jax.Array, wy: jax.Array, wx: jax.Array) -> jax.Array:
-    """d/dy_j of sum_ij wx_i wy_j |x_i - y_j|, [..., R, G], from distances [..., R, S]."""
-    weight = inverse_of(distance) * wy[..., :, None] * wx[..., None, :]
-    pulled = jnp.einsum("...ji,...ig->...jg", weight, x, precision=EXACT)
-    return y * weight.sum(axis=-1)[..., None] - pulled
+def _gradient(y, x, wy, wx, dyx, dyy, g) -> jax.Array:
+    """g times the derivative with respect to y, [..., R, G], from distances to x [..., R, S] and to itself.
+
+    The self term is symmetric: one half times both of its arguments leaves it once. Everything that is one number a
+    pair of cells is multiplied there, so that arrays of cells are gone over once.
+    """
+    scaled = (g[..., None] * wy)[..., :, None]
+    across = inverse_of(dyx) * scaled * wx[..., None, :]
+    within = inverse_of(dyy) * scaled * wy[..., None, :]
+    own = across.sum(axis=-1) - within.sum(axis=-1)
+    return y * own[..., None] - _pulled(across, x) + _pulled(within, y)
+
+
+def _pulled(weight: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.einsum("...ji,...ig->...jg", weight, x, precision=EXACT)
 
 
 energy.defvjp(_forward, _backward)
