@@ -55,21 +55,23 @@ def extra_memory(work: Callable[[], object]) -> dict[str, int]:
 
 
 def serve(prepare: Callable[[dict], Callable[[], tuple]], product: Callable[[], object] | None) -> None:
-    """Answers orders: "prepare" a size and a way; "run" it, its "memory", its "result" as a file; the "matrix" ceiling.
+    """Answers orders: "prepare" a way, "run" it, its "memory", its first "result" as a file; the "matrix" ceiling.
 
     `prepare` returns what is run, which returns (values [B], gradient [B, R, G] or None).
     """
     works: dict[tuple, Callable[[], tuple]] = {}
+    found: tuple = ()  # what the way prepared last gave
     for order in orders():
         key = tuple(order.get(name) for name in ("sets", "cells", "genes", "way", "backward"))
         if order["what"] == "matrix":
             answer(ceiling(product) if product else {"flops": 0.0})
         elif order["what"] == "prepare":
+            found = ()
             for other in [one for one in works if one[:3] != key[:3]]:
                 del works[other]  # another size is over
             try:
                 work = prepare(order)
-                work()  # compiled, threads awake
+                found = work()  # compiled, threads awake
             except Exception as error:  # what a library cannot do is a row without a number, with its reason
                 answer({"failed": f"{type(error).__name__}: {error}"[:200]})
             else:
@@ -80,8 +82,9 @@ def serve(prepare: Callable[[dict], Callable[[], tuple]], product: Callable[[], 
         elif order["what"] == "memory":
             answer(extra_memory(works[key]))
         elif order["what"] == "result":
-            value, gradient = works[key]()
+            value, gradient = found
             np.savez(order["file"], value=value, **({} if gradient is None else {"gradient": gradient}))
+            found = value = gradient = None
             answer({})
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from exact_energy import energy, expression
 
+import perturbdiff_jax as pdx
 from perturbdiff_jax.kernels.energy_distance import energy_distance
 from perturbdiff_jax.kernels.energy_matrix import energy_matrix
 
@@ -112,3 +113,11 @@ def test_no_cells_and_other_genes_are_refused():
     codes = np.zeros(4, int)
     with pytest.raises(ValueError, match="cells of 3 and 5 genes"):
         energy_matrix(np.zeros((4, 3)), codes, np.zeros((4, 5)), codes)
+
+
+def test_the_package_offers_both():
+    cells, codes = ROW_CELLS
+    np.testing.assert_allclose(pdx.energy_matrix(cells, codes), WITHIN, atol=1e-6)
+    two = [cells[codes == code] for code in (1, 8)]
+    np.testing.assert_allclose(pdx.energy_distance(*two, way="blockwise"), WITHIN[1, 8], atol=1e-6)
+    np.testing.assert_allclose(pdx.energy_matrix(cells, codes, *COLUMN_CELLS, block=16), BETWEEN, atol=1e-6)
