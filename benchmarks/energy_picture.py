@@ -1,12 +1,13 @@
-"""The picture of energy_distance.py: for every size, milliseconds against memory of each way."""
+"""The picture of energy_distance.py: for every size milliseconds and memory of each way, on axes of whole decades."""
 
+import math
 from pathlib import Path
 
-COLOURS = ("#1b6ca8", "#63a4d8", "#12415f", "#9a9a9a", "#c8553d", "#e0a030", "#7a4ea3", "#3f8f5f", "#b0b0b0")
+OURS, OTHERS = "#1b6ca8", "#8a8a8a"
 
 
 def draw(rows: list[dict], file: Path) -> None:
-    """Bars of time (with derivative, and forward alone as a line in the bar) and memory, a row of panels a size."""
+    """Points, a row of panels a size: filled with derivative, open without; numbers beside the filled ones."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -14,32 +15,40 @@ def draw(rows: list[dict], file: Path) -> None:
 
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     ways = list(dict.fromkeys(row["way"] for row in rows))
+    found = {(row["size"], row["way"], row["backward"]): row for row in rows if row.get("taken")}
+    shown = {
+        size: [way for way in ways if any((size, way, b) in found for b in (False, True))] for size in sizes
+    }
     figure, panels = plt.subplots(
-        len(sizes), 2, figsize=(9.5, 0.8 + 1.9 * len(sizes)), squeeze=False, constrained_layout=True
+        len(sizes),
+        2,
+        figsize=(10, 1.0 + 0.36 * sum(len(some) + 2 for some in shown.values())),
+        squeeze=False,
+        constrained_layout=True,
+        height_ratios=[len(shown[size]) + 1 for size in sizes],
     )
     for line, size in zip(panels, sizes):
-        found = {
-            (row["way"], row["backward"]): row for row in rows if row["size"] == size and row.get("taken")
-        }
-        shown = [way for way in ways if (way, True) in found or (way, False) in found]
-        for place, way in enumerate(reversed(shown)):
-            colour = COLOURS[ways.index(way) % len(COLOURS)]
-            both, forward = found.get((way, True)), found.get((way, False))
-            if both:
-                line[0].barh(place, both["median"] * 1e3, color=colour, height=0.7)
-                line[1].barh(place, max(both["memory"] / 2**20, 0.1), color=colour, height=0.7)
-            if forward:
-                line[0].plot(
-                    [forward["median"] * 1e3] * 2, [place - 0.35, place + 0.35], color="black", lw=1.5
-                )
-        for panel in line:
-            panel.set_yticks(range(len(shown)), reversed(shown))
+        for panel, (name, scale, unit) in zip(line, (("median", 1e3, "ms"), ("memory", 2**-20, "MiB"))):
+            numbers = []
+            for place, way in enumerate(reversed(shown[size])):
+                colour = OURS if way.startswith("ours") else OTHERS
+                for backward in (False, True):
+                    if row := found.get((size, way, backward)):
+                        number = max(1.0, row[name] * scale)
+                        numbers.append(number)
+                        panel.plot(number, place, "o", color=colour, mfc=colour if backward else "white")
+                        if backward:
+                            panel.text(number * 1.25, place, f"{number:,.0f}", va="center", fontsize=8)
             panel.set_xscale("log")
-            panel.grid(axis="x", alpha=0.3)
+            panel.set_xlim(
+                10 ** math.floor(math.log10(min(numbers))), 10 ** (math.floor(math.log10(max(numbers))) + 1.4)
+            )
+            panel.set_ylim(-0.6, len(shown[size]) - 0.4)
+            panel.set_yticks(range(len(shown[size])), reversed(shown[size]))
+            panel.grid(alpha=0.3)
             panel.spines[["top", "right"]].set_visible(False)
-        line[0].set_title(size.replace("x", " x "), loc="left", fontsize=10)
-        line[1].set_yticklabels([])
-    panels[-1, 0].set_xlabel("ms with derivative (black line: value alone)")
-    panels[-1, 1].set_xlabel("memory of a call with derivative, MiB")
+            panel.set_title(f"{size.replace('x', ' x ')} numbers: {unit}", loc="left", fontsize=10)
+        line[1].tick_params(labelleft=False)
+    figure.supxlabel("filled: value and derivative; open: value alone", fontsize=9)
     figure.savefig(file, dpi=110)
     plt.close(figure)
