@@ -38,10 +38,10 @@ from perturbdiff_jax.kernels import blockwise, fused, gram
 from perturbdiff_jax.kernels.distances import normalised
 
 WAYS = ("auto", "gram", "blockwise", "fused")
-# Most distances of a set, (S + R)^2, for which "gram" is chosen: 0.25 GiB of them. On CPUs it is as fast or faster at
-# all sizes that benchmarks/energy_distance.py gives it (2,048 cells: 15 % faster with the derivative), so that memory
-# decides. On GPUs and TPUs nothing was measured yet: the limit is the same, and "fused" is never chosen.
-LARGEST_GRAM = 8192**2
+# Most distances of a set, (S + R)^2, for which "gram" is chosen: 64 MiB of them. Up to there a set is about one block,
+# and "blockwise" does the same, one set after the other; beyond, it spares half of the self distances and keeps none.
+# On GPUs and TPUs nothing was measured yet: the limit is the same, and "fused" is never chosen.
+LARGEST_GRAM = 4096**2
 
 
 def chosen(cells_x: int, cells_y: int) -> str:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturbdiff_jax.kernels.blockwise import BLOCK
+from perturbdiff_jax.kernels.blockwise import BLOCK, blocks_of
 from perturbdiff_jax.kernels.distances import EXACT, FLOOR, distance_of, norms, products
 
 
@@ -46,14 +46,13 @@ def energy_matrix(
     centre = rows.cells.mean(axis=0, keepdims=True)
     # A constant cancels in an energy distance: taken off, it leaves the digits of what is small.
     shift = jnp.sqrt(norms(rows.cells - centre).mean() + norms(columns.cells - centre).mean())
-    within = _means(rows, rows, centre, shift, block)
+    between = _means(rows, columns, centre, shift, block)
     if y is None:
-        between, own_rows = within, jnp.diagonal(within)
-        own_columns = own_rows
+        own_rows = own_columns = jnp.diagonal(between)
     else:
-        between = _means(rows, columns, centre, shift, block)
-        own_rows = jnp.diagonal(within)
-        own_columns = jnp.diagonal(_means(columns, columns, centre, shift, block))
+        own_rows, own_columns = (
+            jnp.diagonal(_means(side, side, centre, shift, block, own=True)) for side in (rows, columns)
+        )
     return np.asarray(between - 0.5 * own_rows[:, None] - 0.5 * own_columns[None, :])
 
 
@@ -85,20 +84,25 @@ class _Populations:
         )
 
 
-def _means(rows: _Populations, columns: _Populations, centre, shift, block: int) -> jax.Array:
-    """Mean of distance - shift between every two populations, [P, Q]."""
+def _means(
+    rows: _Populations, columns: _Populations, centre, shift, block: int, own: bool = False
+) -> jax.Array:
+    """Mean of distance - shift between every two populations, [P, Q]; `own` = only the diagonal is wanted."""
     same = rows is columns
-    block_x, block_y = (min(block, len(side.cells)) for side in (rows, columns))
+    (count_x, block_x), (count_y, block_y) = (blocks_of(len(side.cells), block) for side in (rows, columns))
+    last = np.asarray(rows.codes)[block_x - 1 :: block_x]
+    first = np.asarray(columns.codes)[::block_y]
     pairs = np.array(
         [
             (i, j)
-            for i in range(-(-len(rows.cells) // block_x))
-            for j in range(-(-len(columns.cells) // block_y))
-            if not same or j >= i
+            for i in range(count_x)
+            for j in range(count_y)
+            # Cells lie by population: blocks that share none are no part of the diagonal.
+            if not same or j == i or (j > i and not (own and first[j] > last[i]))
         ],
         np.int32,
     )
-    sides = [(side.cells, side.codes, side.weights) for side in (rows, columns)]
+    sides = [(side.cells, norms(side.cells - centre), side.codes, side.weights) for side in (rows, columns)]
     widths = [_width(np.asarray(side.codes), size) for side, size in ((rows, block_x), (columns, block_y))]
     sums = _summed(
         *sides, centre, shift, pairs, (rows.count, columns.count), tuple(widths), (block_x, block_y), same
@@ -119,9 +123,9 @@ def _summed(rows, columns, centre, shift, pairs, counts, widths, sizes, same):
 
     def add(total, pair):
         i, j = pair
-        a, first_a, share_a = _block(rows, i, sizes[0], widths[0], centre)
-        b, first_b, share_b = _block(columns, j, sizes[1], widths[1], centre)
-        distance = distance_of(products(a, b), norms(a), norms(b))
+        a, a2, first_a, share_a = _block(rows, i, sizes[0], widths[0], centre)
+        b, b2, first_b, share_b = _block(columns, j, sizes[1], widths[1], centre)
+        distance = distance_of(products(a, b), a2, b2)
         if same:
             own = jnp.eye(len(a), dtype=bool) & (i == j)
             distance = jnp.where(own, FLOOR**0.5, distance)
@@ -140,12 +144,9 @@ def _added(total, part, row, column):
 
 
 def _block(side, number, size, width, centre):
-    """(cells around the centre, first population, share of each cell in the populations from there on)."""
-    cells, codes, weights = side
-    start = jnp.minimum(number * size, len(cells) - size)
-    cells, codes, weights = (
-        jax.lax.dynamic_slice_in_dim(array, start, size) for array in (cells, codes, weights)
-    )
+    """(cells around the centre, squared lengths, first population, share of each cell in populations from there on)."""
+    start = jnp.minimum(number * size, len(side[0]) - size)
+    cells, lengths, codes, weights = (jax.lax.dynamic_slice_in_dim(array, start, size) for array in side)
     weights = jnp.where(start + jnp.arange(size) >= number * size, weights, 0.0)
     member = (codes - codes[0])[:, None] == jnp.arange(width)[None]
-    return cells - centre, codes[0], jnp.where(member, weights[:, None], 0.0)
+    return cells - centre, lengths, codes[0], jnp.where(member, weights[:, None], 0.0)

@@ -120,7 +120,7 @@ def programs():
     for name, kernel in (("GPU", fused_gpu), ("TPU", fused_tpu)):
         steps = functools.partial(kernel.row_sums, interpret=True)
         yield name, jax.jit(functools.partial(fused.energy, row_sums=steps)).lower(x, y, wx, wy)
-    side = x[0], jnp.zeros(6, jnp.int32), wx[0]
+    side = x[0], jnp.zeros(6), jnp.zeros(6, jnp.int32), wx[0]
     pairs, centre = np.zeros((1, 2), np.int32), jnp.zeros((1, 40))
     matrix = energy_matrix._summed.lower(side, side, centre, 0.0, pairs, (1, 1), (1, 1), (6, 6), True)
     yield "matrix", matrix

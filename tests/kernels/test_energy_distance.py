@@ -132,9 +132,8 @@ def shapes(cells_x, cells_y):
         (32, 32, "gram"),
         (256, 256, "gram"),
         (2048, 2048, "gram"),
-        (4096, 4096, "gram"),
-        (4096, 4097, "blockwise"),
-        (1, 8192, "blockwise"),
+        (2048, 2049, "blockwise"),
+        (1, 4096, "blockwise"),
         (100_000, 100_000, "blockwise"),
     ],
 )

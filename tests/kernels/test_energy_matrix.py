@@ -1,5 +1,7 @@
 """Many populations at once: for every two of them what the energy distance gives for their cells alone."""
 
+import sys
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -121,3 +123,25 @@ def test_the_package_offers_both():
     two = [cells[codes == code] for code in (1, 8)]
     np.testing.assert_allclose(pdx.energy_distance(*two, way="blockwise"), WITHIN[1, 8], atol=1e-6)
     np.testing.assert_allclose(pdx.energy_matrix(cells, codes, *COLUMN_CELLS, block=16), BETWEEN, atol=1e-6)
+
+
+def test_own_populations_cost_their_own_pairs_alone(monkeypatch):
+    """Six blocks of the rows and three of the columns: 18 pairs between, within only where a population goes on."""
+    module = sys.modules[energy_matrix.__module__]
+    looked_at = []
+
+    def counted(rows, columns, centre, shift, pairs, *rest):
+        looked_at.append(sorted(map(tuple, pairs.tolist())))
+        return summed(rows, columns, centre, shift, pairs, *rest)
+
+    summed = module._summed
+    monkeypatch.setattr(module, "_summed", counted)
+    energy_matrix(*ROW_CELLS, *COLUMN_CELLS, block=15)
+
+    def shared(codes):
+        blocks = [set(np.sort(codes)[i : i + 15].tolist()) for i in range(0, len(codes), 15)]
+        return [(i, j) for i in range(len(blocks)) for j in range(i, len(blocks)) if blocks[i] & blocks[j]]
+
+    between = [(i, j) for i in range(6) for j in range(3)]
+    assert looked_at == [between, shared(ROW_CELLS[1]), shared(COLUMN_CELLS[1])]
+    assert [len(pairs) for pairs in looked_at] == [18, 13, 5]
