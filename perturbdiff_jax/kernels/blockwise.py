@@ -34,34 +34,27 @@ def energy(x: jax.Array, y: jax.Array, wx: jax.Array, wy: jax.Array, block: int 
     return _terms(x, y, wx, wy, block)[0]
 
 
-def _terms(x, y, wx, wy, block, *, for_x: bool = False, for_y: bool = False):
-    """(value, derivative [S, G] with respect to x, [R, G] to y); None for what nobody asked."""
+def _terms(x, y, wx, wy, block, derivatives=False):
+    """(value, and if asked its derivatives [S, G] with respect to x and [R, G] to y)."""
     centre = middle(x, wx)
     shift = typical(norms(x - centre), wx, norms(y - centre), wy)
-    term = functools.partial(mean_distance, centre=centre, shift=shift, block=block)
-    xy, across_x, across_y = term(x, y, wx, wy, for_x=for_x, for_y=for_y)
-    xx, _, within_x = term(x, x, wx, wx, for_y=for_x)
-    yy, _, within_y = term(y, y, wy, wy, for_y=for_y)
-    return xy - 0.5 * xx - 0.5 * yy, _less(across_x, within_x), _less(across_y, within_y)
-
-
-def _less(across, within):
-    return None if across is None else across - within
+    term = functools.partial(mean_distance, centre=centre, shift=shift, block=block, derivatives=derivatives)
+    xy, *across = term(x, y, wx, wy)
+    (xx, *within_x), (yy, *within_y) = term(x, x, wx, wx), term(y, y, wy, wy)
+    return xy - 0.5 * xx - 0.5 * yy, *(a - b for a, b in zip(across, (*within_x, *within_y)))
 
 
 def _forward(x, y, wx, wy, block):
-    # The distances of a block serve the derivative too, so it is made here, and only for what is differentiated.
-    value, *pulls = _terms(
-        *(given.value for given in (x, y, wx, wy)), block, for_x=x.perturbed, for_y=y.perturbed
-    )
+    # A block's distances serve the derivatives too, so they are made here. A program leaves out what nobody uses.
+    value, *pulls = _terms(x, y, wx, wy, block, derivatives=True)
     return value, pulls
 
 
 def _backward(block, pulls, g):
-    return *(None if pull is None else g * pull for pull in pulls), None, None
+    return *(g * pull for pull in pulls), None, None
 
 
-energy.defvjp(_forward, _backward, symbolic_zeros=True)
+energy.defvjp(_forward, _backward)
 
 
 def mean_distance(
@@ -73,24 +66,23 @@ def mean_distance(
     centre: jax.Array,
     shift: jax.Array,
     block: int = BLOCK,
-    for_x: bool = False,
-    for_y: bool = False,
-) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-    """sum_ij wx_i wy_j (|x_i - y_j| - shift), [] float32, of x [S, G] and y [R, G], and its derivatives if asked.
+    derivatives: bool = False,
+) -> tuple[jax.Array, ...]:
+    """sum_ij wx_i wy_j (|x_i - y_j| - shift), [] float32, of x [S, G] and y [R, G], and if asked its derivatives.
 
     `centre` [1, G] is taken off the cells of a block before they are multiplied. Where x is y and wx is wy (the same
-    arrays) half of the blocks are looked at, a cell is at the floor from itself, and the derivative (of `for_y`) is
-    that of one of the two arguments.
+    arrays) half of the blocks are looked at, a cell is at the floor from itself, and there is one derivative, with
+    respect to one of the two arguments; else there are those with respect to x [S, G] and y [R, G].
     """
     same = x is y and wx is wy
     x2, y2 = norms(x - centre), norms(y - centre)
     rows, columns = (range(blocks_of(len(side), block)[0]) for side in (x, y))
     pairs = [(i, j) for i in rows for j in columns if not same or j >= i]
     zero = jnp.zeros((), jnp.float32)
-    pulls = (jnp.zeros_like(x) if for_x else None, jnp.zeros_like(y) if for_y else None)
+    sides = ((x,) if same else (x, y)) if derivatives else ()
 
     def add(carry, pair):
-        (total, lost), (pull_x, pull_y) = carry
+        (total, lost), pulls = carry
         i, j = pair
         a, a2, va = _block(x, x2, wx, i, centre, block)
         b, b2, vb = _block(y, y2, wy, j, centre, block)
@@ -98,18 +90,19 @@ def mean_distance(
         part = jnp.einsum("ij,i,j->", distance - shift, va, vb, precision=EXACT)
         part = jnp.where(same & (i != j), 2.0 * part, part) - lost
         new = total + part
-        if for_x or for_y:
+        if derivatives:
             weight = inverse_of(distance) * va[:, None] * vb[None, :]
-        if for_y:
-            pull_y = _added(pull_y, _pull(weight.T, b, a), _start(j, len(y), block))
-            if same:
-                mirrored = jnp.where(i == j, 0.0, _pull(weight, a, b))
-                pull_y = _added(pull_y, mirrored, _start(i, len(y), block))
-        if for_x:
-            pull_x = _added(pull_x, _pull(weight, a, b), _start(i, len(x), block))
-        return ((new, (new - total) - part), (pull_x, pull_y)), None
+            to_x, to_y = _pull(weight, a, b), _pull(weight.T, b, a)
+            if same:  # the other half of the blocks
+                to_y = jnp.where(i == j, 0.0, to_y)
+            # Onto the side of the rows and onto that of the columns, which may be one.
+            starts = _start(i, len(x), block), _start(j, len(y), block)
+            pulls = [_added(pulls[0], to_x, starts[0]), *pulls[1:]]
+            pulls[-1] = _added(pulls[-1], to_y, starts[1])
+        return ((new, (new - total) - part), pulls), None
 
-    ((total, _), pulls), _ = jax.lax.scan(add, ((zero, zero), pulls), np.array(pairs, np.int32))
+    start = ((zero, zero), [jnp.zeros_like(side) for side in sides])
+    ((total, _), pulls), _ = jax.lax.scan(add, start, np.array(pairs, np.int32))
     return total, *pulls
 
 
