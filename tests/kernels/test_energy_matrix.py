@@ -125,6 +125,12 @@ def test_the_package_offers_both():
     np.testing.assert_allclose(pdx.energy_matrix(cells, codes, *COLUMN_CELLS, block=16), BETWEEN, atol=1e-6)
 
 
+def test_cells_far_from_nothing_lose_no_digits():
+    """Twenty units off in every gene: products of such cells as they are would keep two digits of a distance."""
+    x, codes = ROW_CELLS
+    np.testing.assert_allclose(energy_matrix(x + 20, codes, block=16), WITHIN, atol=2e-5)
+
+
 def test_own_populations_cost_their_own_pairs_alone(monkeypatch):
     """Six blocks of the rows and three of the columns: 18 pairs between, within only where a population goes on."""
     module = sys.modules[energy_matrix.__module__]
