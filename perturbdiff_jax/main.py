@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from perturbdiff_jax import host_memory, processes
+from perturbdiff_jax import host_memory, process_environment, processes
 from perturbdiff_jax.errors import RequestError, RunError, Stopped
 
 USAGE = "usage: python -m perturbdiff_jax.main --config=FILE --workdir=DIR [--config.section.key=value ...]"
@@ -131,6 +131,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def prepare_process() -> None:
     """What a process that trains and does nothing else does first."""
+    process_environment.enough_threads()
     if host_memory.only_cpus():
         host_memory.keep_freed()
 

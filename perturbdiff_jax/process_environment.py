@@ -1,13 +1,19 @@
 """What a process is told of the others of its run: variables that launch/ sets, or the cluster that JAX knows."""
 
 import contextlib
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from perturbdiff_jax.errors import RequestError
 
 GIVEN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 TIMEOUT = "PERTURBDIFF_START_TIMEOUT"  # seconds that processes wait for each other at the start
+THREADS = "NPROC"  # how many threads XLA's pool on the CPU gets at least
+# A virtual CPU device blocks a thread for each collective that it waits in: at most one for each group of mesh axes
+# (seven with three axes). One more computes.
+THREADS_PER_DEVICE = 8
 # How many tasks were really started. What JAX reads instead is the size of the job, also in a shell inside the job.
 STARTED = {"slurm": "SLURM_STEP_NUM_TASKS", "ompi": "OMPI_COMM_WORLD_SIZE"}
 
@@ -42,6 +48,19 @@ def whole_number(environ: Mapping[str, str], name: str, default: int | None, *, 
     if not text.isdecimal() or int(text) < least:
         raise RequestError(f"{name}={text}: must be a whole number, at least {least}.")
     return int(text)
+
+
+def enough_threads(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Gives each of several CPU devices the threads it may need; to be called before JAX brings up its devices.
+
+    XLA takes as many threads as there are devices or cores, and a device may block more than one: collectives over
+    different axes of a mesh then wait for partners that get none, and after 40 s XLA aborts the process. A number that
+    is set already stays.
+    """
+    found = re.findall(r"--xla_force_host_platform_device_count=(\d+)", environ.get("XLA_FLAGS", ""))
+    count = int(found[-1]) if found else 1
+    if count > 1 or environ.get(GIVEN[1], "1") != "1":
+        environ.setdefault(THREADS, str(max(count * THREADS_PER_DEVICE, os.cpu_count() or 1)))
 
 
 def cluster_size(environ: Mapping[str, str]) -> int:

@@ -13,6 +13,8 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     + " --xla_llvm_disable_expensive_passes=true"
 )
+# With as many threads as devices, collectives over several axes of a mesh may wait for each other until XLA aborts.
+os.environ["NPROC"] = "64"
 # Later versions know no other emitters; here the old ones take half the time.
 if version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"

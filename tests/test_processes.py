@@ -1,6 +1,7 @@
 """How processes find each other, who leads, and how they end."""
 
 import os
+import pathlib
 import subprocess
 import sys
 import time
@@ -99,6 +100,54 @@ def test_variables_that_make_no_sense(given, message):
     given = given if isinstance(given, dict) else dict(zip(process_environment.GIVEN, given))
     with pytest.raises(RequestError, match=f"^{message}"):
         processes.start(given)
+
+
+VIRTUAL = "--xla_force_host_platform_device_count="
+WAITING = f"""
+import os, sys
+sys.path.insert(0, {str(pathlib.Path(__file__).parents[1])!r})
+from perturbdiff_jax import main
+sys.argv = ["main", "--config=none.py", "--workdir=nowhere"]
+main.run()
+import jax
+jax.devices()
+names = [open(f"/proc/self/task/{{one}}/comm").read().strip() for one in os.listdir("/proc/self/task")]
+print(len(jax.devices()), names.count("tf_XLAEigen"))
+"""
+
+
+@pytest.mark.parametrize(
+    "given, threads",
+    [
+        ({}, None),
+        ({"XLA_FLAGS": VIRTUAL + "1"}, None),
+        ({"JAX_NUM_PROCESSES": "1"}, None),
+        ({"JAX_NUM_PROCESSES": "2"}, 8),
+        ({"XLA_FLAGS": VIRTUAL + "4"}, 32),
+        ({"XLA_FLAGS": f"{VIRTUAL}8 {VIRTUAL}2 --xla_dump_to=x"}, 16),  # the last one counts
+        ({"XLA_FLAGS": VIRTUAL + "4", "NPROC": "3"}, 3),  # the user's own
+    ],
+)
+def test_devices_on_the_cpu_get_a_thread_for_each_collective(given, threads, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    environ = dict(given)
+    process_environment.enough_threads(environ)
+    assert environ == (given if threads is None else given | {"NPROC": str(threads)})
+    monkeypatch.setattr(os, "cpu_count", lambda: 40)
+    environ = {"XLA_FLAGS": VIRTUAL + "4"}
+    process_environment.enough_threads(environ)
+    assert environ["NPROC"] == "40"
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
+def test_the_main_door_sees_to_it_before_the_devices_are_there():
+    environ = environment(XLA_FLAGS=VIRTUAL + "6")
+    del environ["NPROC"]
+    done = subprocess.run(
+        [sys.executable, "-c", WAITING], env=environ, capture_output=True, text=True, timeout=LIMIT
+    )
+    devices, threads = map(int, done.stdout.split())
+    assert devices == 6 and threads >= 48, done.stderr
 
 
 SLURM = {
