@@ -5,9 +5,7 @@
 CHECKOUT is a clone of the released code, PYTHON an interpreter with PyTorch and its requirements; without them ours
 is timed alone. Every side is a process that lives through the whole run and works when it is asked to: the sides take
 turns, a step each, so that what else the machine does is shared. Ratios are those of the medians; their spread is
-that of the ratios round by round. Both sides are told to use all the CPUs that this process may use. No step holds the
-average of the weights, which the released commands update in every tenth; what ours costs when it is updated in every
-step, as our configs do, is a row of its own.
+that of the ratios round by round. Both sides are told to use all the CPUs that this process may use.
 """
 
 import argparse
@@ -25,7 +23,6 @@ SHAPES = {"2 x 256": {"sets": 2, "cells": 256}, "8 x 256": {"sets": 8, "cells": 
 GENES = 2000
 WARM = 2  # steps before the clock counts
 EVERY = 10  # steps between updates of the released average, as in the commands of its README
-AVERAGED = ", averaged every step"  # the side with our configs' average
 SETTLE = 0.3  # seconds for the threads of the side before to fall asleep
 
 
@@ -64,13 +61,16 @@ def measure(args: argparse.Namespace, shape: dict) -> dict:
     """All rows of one shape: what was taken, by side and row."""
     here = Path(__file__).parent
     job = {**shape, "genes": GENES, "threads": len(os.sched_getaffinity(0))}
-    released = {"rule": "released", "decay": 0.99, "every": EVERY}
-    ours = {dtype: (dtype, released) for dtype in args.dtypes}
-    ours[args.dtypes[0] + AVERAGED] = (args.dtypes[0], {})
-    sides = {}
-    for name, (dtype, ema) in ours.items():
-        own = job | {"model": {"dtype": dtype, "scan": args.scan}, "ema": ema, "every": EVERY}
-        sides[name] = Side([sys.executable, str(here / "train_step_worker.py"), json.dumps(own)])
+    sides = {
+        dtype: Side(
+            [
+                sys.executable,
+                str(here / "train_step_worker.py"),
+                json.dumps(job | {"model": {"dtype": dtype, "scan": args.scan}}),
+            ]
+        )
+        for dtype in args.dtypes
+    }
     if args.reference:
         job["reference"] = args.reference
         worker = here / "train_step_released.py"
@@ -87,8 +87,7 @@ def measure(args: argparse.Namespace, shape: dict) -> dict:
         name: {"facts": side.facts, "steps": side.taken, "ceilings": ceilings[name]}
         for name, side in sides.items()
     }
-    first = args.dtypes[0] + AVERAGED
-    found[first]["parts"] = sides[first].order("parts", fed_back=False, steps=3)["parts"]
+    found[args.dtypes[0]]["parts"] = sides[args.dtypes[0]].order("parts", fed_back=False, steps=3)["parts"]
     for side in sides.values():
         side.end()
     return found
@@ -140,7 +139,7 @@ def table(shape: str, found: dict) -> list[dict]:
             if "released" in found and side != "released":
                 theirs = found["released"]["steps"][name]
                 row["ratio"], row["ratio_cpu"] = ratio(theirs, taken, "wall"), ratio(theirs, taken, "cpu")
-            if side.startswith("float32"):
+            if side == "float32":
                 needed = content["facts"]["flops"][name != "without"]
                 row["flops"], row["of_ceiling"] = needed, needed / row["quickest"] / ceiling
             rows.append(row)
@@ -176,7 +175,7 @@ def main() -> None:
     rows = []
     for shape, found in everything.items():
         rows += table(shape, found)
-        parts = found[args.dtypes[0] + AVERAGED]["parts"]
+        parts = found[args.dtypes[0]]["parts"]
         total = sum(parts.values())
         print("\n" + "\n".join(f"{share / total:6.1%}  {part}" for part, share in parts.items()))
         if "released" in found:

@@ -87,7 +87,7 @@ def main() -> None:
         tx=optimizer(OptimOptions(), 20_000),
         schedule=Schedule(),
         objective=options,
-        ema=EmaOptions(**job["ema"]),
+        ema=EmaOptions(),
         seed=0,
     )
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
@@ -104,10 +104,9 @@ def main() -> None:
     ]
     answer(facts | {"jax": jax.__version__, "device": jax.devices()[0].device_kind})
 
-    # The step is the one that users run, coins included: the number of a step decides how its coins fall. Those in
-    # which the average of the released rule is due are left out.
+    # The step is the one that users run, coins included: the number of a step decides how its coins fall.
     numbers: dict[bool, list[int]] = {False: [], True: []}
-    for number in [number for number in range(64) if number % job["every"]]:
+    for number in range(64):
         key = rng.key_for(parts.seed, "loss", jnp.int32(number))
         draws = objective.draw(key, (job["sets"], 1, 1), parts.schedule, options)
         if not draws.drop.any():
