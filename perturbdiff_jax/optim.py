@@ -226,18 +226,11 @@ def update_ema(options: EmaOptions, ema, params, step: jax.Array):
     if options.rule == "released":
         # Copied at step 1, averaged at steps 1 + every, 1 + 2 every, ...
         due = jnp.mod(step - 1, options.every) == 0
-        decay = jnp.where(step <= 1, 0.0, options.decay)
+        decay = jnp.where(step <= 1, 0.0, jnp.where(due, options.decay, 1.0))
     else:
         updates = jnp.floor(step / options.every)
         due = jnp.mod(step, options.every) == 0
-        decay = jnp.minimum(options.decay, (1.0 + updates) / (10.0 + updates))
-
-    def averaged(ema, params):
-        return jax.tree.map(
-            lambda a, p, moves: decay * a + (1.0 - decay) * p if moves else a, ema, params, trained(params)
-        )
-
-    if options.every == 1:
-        return averaged(ema, params)
-    # In between the average stays where it is: to read and write it is a fifth of what the optimizer moves.
-    return jax.lax.cond(due, averaged, lambda ema, params: ema, ema, params)
+        decay = jnp.where(due, jnp.minimum(options.decay, (1.0 + updates) / (10.0 + updates)), 1.0)
+    return jax.tree.map(
+        lambda a, p, moves: decay * a + (1.0 - decay) * p if moves else a, ema, params, trained(params)
+    )
