@@ -96,6 +96,18 @@ def test_gradients_equal_differences(sets, way):
 
 
 @every_way
+def test_a_loss_weighs_the_derivative_of_every_set(sets, way):
+    share = jnp.array([2.0, -0.5, 0.0])
+
+    def loss(x, y, share):
+        return (energy_distance(x, y, way=way) * share).sum()
+
+    plain = jax.grad(loss, argnums=(0, 1))(*sets, jnp.ones(3))
+    for got, alone in zip(jax.grad(loss, argnums=(0, 1))(*sets, share), plain, strict=True):
+        np.testing.assert_allclose(got, alone * share[:, None, None], rtol=1e-5, atol=1e-8)
+
+
+@every_way
 def test_gradient_is_finite_where_cells_coincide(way):
     """And nothing, for sets are equal: what pulls each cell away pulls it back."""
     x = jnp.zeros((1, 4, 5)).at[0, 0].set(1.0)
