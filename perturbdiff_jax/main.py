@@ -87,6 +87,8 @@ def _refusal(error: Exception, files: Sequence[str]) -> RequestError | None:
             return first
         if lines:
             return RequestError(f"--config={file}, line {lines[-1]}: {text}")
+        if ":" in file and "get_config() takes 0" in text:
+            return RequestError(f"--config={file}: {file.split(':')[0]} takes nothing behind a colon.")
         if isinstance(error, OSError):
             return RequestError(
                 f"--config={file}: cannot be loaded ({str(error).strip().splitlines()[-1].strip()})."

@@ -84,6 +84,14 @@ def test_wrong_config_files_are_named_with_the_line(tmp_path, monkeypatch, text,
     assert not (tmp_path / "run").exists()
 
 
+def test_a_config_without_forms_takes_none(tmp_path):
+    """Most configs have a ":smoke"; the embedded default has not."""
+    said = refused(main.run, f"{CONFIG}:smoke", f"--workdir={tmp_path}/run")
+    file = CONFIG.removeprefix("--config=")
+    assert said == f"error: --config={file}:smoke: {file} takes nothing behind a colon.\n"
+    assert not (tmp_path / "run").exists()
+
+
 def test_none_can_be_said_on_the_command_line():
     config, _ = main.parse([CONFIG, "--workdir=x", "--config.data.hvg=None", "--config.data.batch_key=none"])
     assert config.data.hvg is None and config.data.batch_key is None
