@@ -1,4 +1,7 @@
-"""What a process is told of the others of its run: variables that launch/ sets, or the cluster that JAX knows."""
+"""What a process is told of the others of its run: variables that launch/ sets, or the cluster that JAX knows.
+
+And the one variable it sets itself: how many threads XLA gets where several CPU devices wait for each other.
+"""
 
 import contextlib
 import os
